@@ -1,0 +1,74 @@
+"""What the benchmarks share: the machine they ran on, its peak, tables and files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from maml_l2l.reporting import versions
+
+
+def machine() -> dict:
+    """Processor, cores, threads and versions, as stated with every figure."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    found = {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def describe(found: dict) -> str:
+    """`machine()` in one line."""
+    device = found.get("gpu", f"{found['processor']}, {found['cores']} cores, {found['threads']} threads")
+    return f"{device}; Python {found['versions']['python']}, torch {found['versions']['torch']}"
+
+
+def milliseconds(function: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    function()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def matmul_peak() -> float:
+    """GFLOP/s of this machine's float32 matrix multiplication: the median over 10 products of 2048 x 2048."""
+    a, b = torch.randn(2, 2048, 2048)
+    times = [milliseconds(lambda: a @ b) for _ in range(12)][2:]
+    return 2 * 2048**3 / statistics.median(times) / 1e6
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows as a Markdown table with aligned columns, which reads well on a screen too."""
+    cells = [list(map(str, header)), *(list(map(str, row)) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--json", metavar="FILE", help="write all figures as JSON")
+    arguments.add_argument("--plot", metavar="FILE", help="draw the figures (.png, .svg, .pdf)")
+    return arguments
+
+
+def write_json(path: str | None, content: dict) -> None:
+    """Write `content` where a path was given."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,83 @@
+"""What training, evaluation and prediction ask of a MAML engine; the engines differ only in how they adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from maml_l2l.learn2learn_import import MAML
+from maml_l2l.tasks import TaskBatch
+
+
+class Scores(NamedTuple):
+    """Over the query images of each task. losses: (T,) mean cross-entropy in nats. accuracies: (T,) in [0, 1]."""
+
+    losses: torch.Tensor
+    accuracies: torch.Tensor
+
+
+def mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """logits: (..., images, ways), labels: (..., images) int64 -> mean over images, (...), in nats."""
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+    return losses.view(labels.shape).mean(-1)
+
+
+def score(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
+    """logits: (..., images, ways), labels: (..., images) int64 -> losses and accuracies (...)."""
+    losses = mean_cross_entropy(logits, labels)
+    return Scores(losses, (logits.argmax(-1) == labels).to(losses.dtype).mean(-1))
+
+
+class MetaLearner(MAML):
+    """learn2learn's `MAML` (same constructor, `clone()` and `adapt()` as they are) for batches of tasks.
+
+    An engine is a subclass that implements `adapt_and_score`. The inner loss is the mean cross-entropy over the support
+    set; the outer loss is its mean over the query set and the tasks (Finn et al., 2017, algorithm 2).
+    """
+
+    task_chunk: int | None = None
+    """Tasks worked on at once; None leaves it to the engine."""
+
+    def adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str = "batch") -> torch.Tensor:
+        """Query logits (len(steps), T, ways * queries, ways) after each number of inner steps in `steps` (ascending).
+
+        normalisation: `batch` scores all queries of a task as one batch; `support` normalises each query with the
+        statistics of the support images alone (the backbone must take `statistics_from`).
+        Under `torch.no_grad()` the inner loop still takes its gradients, but nothing leads back to the initial weights.
+        """
+        raise NotImplementedError
+
+    def meta_gradient(self, tasks: TaskBatch, inner_steps: int, normalisation: str = "batch") -> Scores:
+        """Set `.grad` of every parameter to the meta-gradient of `tasks`, and return how the tasks scored.
+
+        That is the mean over tasks of the gradient of the query loss after `inner_steps` steps (Finn et al., 2017,
+        equation 4). Works on `task_chunk` tasks at a time, which bounds the memory.
+        """
+        parameters = list(self.module.parameters())
+        totals, parts = [torch.zeros_like(parameter) for parameter in parameters], []
+        for chunk in tasks.chunks(self.task_chunk or self._default_chunk(tasks)):
+            gradients, scores = self._chunk_gradient(chunk, inner_steps, normalisation)
+            torch._foreach_add_(totals, gradients)
+            parts.append(scores)
+        for parameter, total in zip(parameters, totals, strict=True):
+            parameter.grad = total.div_(len(tasks))
+        return Scores(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _default_chunk(self, tasks: TaskBatch) -> int:
+        return 1
+
+    def _chunk_gradient(
+        self, tasks: TaskBatch, inner_steps: int, normalisation: str
+    ) -> tuple[Sequence[torch.Tensor], Scores]:
+        """The sum over `tasks` of the gradient of the query loss, for every parameter in order, and the scores."""
+        return self._gradient_of(self.adapt_and_score(tasks, [inner_steps], normalisation)[0], tasks)
+
+    def _gradient_of(self, logits: torch.Tensor, tasks: TaskBatch) -> tuple[Sequence[torch.Tensor], Scores]:
+        scores = score(logits, tasks.query_labels)
+        gradients = torch.autograd.grad(
+            scores.losses.sum(), list(self.module.parameters()), allow_unused=True, materialize_grads=True
+        )
+        return gradients, Scores(scores.losses.detach(), scores.accuracies)

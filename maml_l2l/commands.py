@@ -1,0 +1,40 @@
+"""What every command shares: how it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from maml_l2l.errors import UserError
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call `main()` and leave the process with its exit status.
+
+    0; 2 after a `UserError`, which is printed as one `error: ...` line on stderr; 130 after Ctrl-C.
+    Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        status = _status(main)
+        sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
+    except BrokenPipeError:
+        # The reader, e.g. `head`, has seen enough: what is still buffered goes nowhere, with no other error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
+
+
+def _status(main: Callable[[], None]) -> int | str | None:
+    try:
+        main()
+    except UserError as error:
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as leave:  # argparse, after --help or a bad option
+        return leave.code
+    return 0

@@ -1,0 +1,58 @@
+"""The one form in which every data set reaches the tasks, and its cache on disk."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from maml_l2l.errors import UserError
+from maml_l2l.files import make_folder, write_atomically
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """All images of a data set, decoded, sorted by class.
+
+    pixels: (N, C, H, W) uint8; the network sees `pixels / 255`.
+    labels: (N,) int64, non-decreasing; an index into `class_names`.
+    class_names: sorted, unique, with '/' between levels, e.g. `Greek/character03`.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    class_names: tuple[str, ...]
+
+    def class_sizes(self) -> list[int]:
+        """Number of images of each class, in the order of `class_names`."""
+        return torch.bincount(self.labels, minlength=len(self.class_names)).tolist()
+
+
+def cached(path: Path, source_key: str, make: Callable[[], LabelledImages]) -> LabelledImages:
+    """Return `make()`, kept in the file `path` for as long as `source_key` stays the same.
+
+    `source_key` names everything that the pixels depend on. A cache file that is damaged, or that was made from
+    another source, is made anew. A cache that cannot be written costs a warning, never the run.
+    """
+    try:
+        stored = torch.load(path, weights_only=True)
+        if stored["source_key"] == source_key:
+            return LabelledImages(stored["pixels"], stored["labels"], tuple(stored["class_names"]))
+    except Exception:  # absent, or damaged in a way that makes the unpickler raise almost anything
+        pass
+    images = make()
+    content = {
+        "source_key": source_key,
+        "pixels": images.pixels,
+        "labels": images.labels,
+        "class_names": list(images.class_names),
+    }
+    try:
+        make_folder(path.parent)
+        write_atomically(path, lambda file: torch.save(content, file))
+    except UserError as error:
+        warnings.warn(f"the decoded images could not be cached: {error}", stacklevel=2)
+    return images

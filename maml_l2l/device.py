@@ -1,0 +1,42 @@
+"""Where the computation runs, and how the process is set up for it."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from maml_l2l.config import Run
+from maml_l2l.errors import UserError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def choose_device(run: Run) -> torch.device:
+    """Set up this process (CPU threads, memory allocator) and return the device that `run.device` names.
+
+    Raises `UserError` where this machine does not have it.
+    """
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    _keep_freed_memory()
+    if run.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(run.device)
+    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    if missing or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise UserError(f"run.device is {run.device}, which PyTorch does not find here. Use run.device=auto or cpu.")
+    return device
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep big freed blocks: by default each goes back to the kernel, and comes again by page faults.
+
+    Other C libraries have no `mallopt`, or one that does nothing; they are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 2**30)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

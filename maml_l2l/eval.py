@@ -1,0 +1,63 @@
+"""Evaluate a checkpoint: `python -m maml_l2l.eval --model runs/omniglot_5w1s/best.pth`."""
+
+from __future__ import annotations
+
+import argparse
+
+from maml_l2l import commands
+from maml_l2l.config import with_overrides
+
+
+def main() -> None:
+    """Parse the command line, evaluate, report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maml_l2l.eval", description="Accuracy of a checkpoint on tasks of unseen classes."
+    )
+    parser.add_argument("--model", metavar="CHECKPOINT", required=True, help="a .pth file that training wrote")
+    parser.add_argument("--path", metavar="DATA", help="folder of the data set (default: the one of the checkpoint)")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="classes (default: test)")
+    parser.add_argument("--tasks", type=int, help="number of tasks (default: the checkpoint's eval.tasks)")
+    parser.add_argument("--n_way", type=int, help="classes a task (default: as trained)")
+    parser.add_argument("--k_shot", type=int, help="support images a class (default: as trained)")
+    parser.add_argument("--n_query", type=int, help="query images a class (default: as trained)")
+    parser.add_argument("--steps", type=int, help="inner steps (default: the checkpoint's eval.steps)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--plot", metavar="FILE", help="draw accuracy against inner steps")
+    arguments = parser.parse_args()
+
+    # PyTorch and learn2learn load here, not for --help
+    from maml_l2l import reporting
+    from maml_l2l.checkpoint import load_checkpoint
+    from maml_l2l.evaluation import evaluate_checkpoint
+
+    checkpoint = load_checkpoint(arguments.model)
+    experiment = with_overrides(checkpoint.experiment, _overrides(arguments), origin="the command line")
+    evaluation = evaluate_checkpoint(checkpoint, experiment, arguments.split)
+    protocol = {
+        "tasks": experiment.eval.tasks,
+        **experiment.task.model_dump(),
+        "split": arguments.split,
+        "normalisation": "batch",
+        "seed": experiment.run.seed,
+    }
+    print(reporting.evaluation_title(protocol))
+    print(reporting.evaluation_table(evaluation))
+    if arguments.json:
+        reporting.write_json(arguments.json, reporting.evaluation_json(evaluation, protocol))
+    if arguments.plot:
+        reporting.plot_evaluation(evaluation, arguments.plot, reporting.evaluation_title(protocol))
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, object]:
+    return {
+        "data.root": arguments.path,
+        "task.ways": arguments.n_way,
+        "task.shots": arguments.k_shot,
+        "task.queries": arguments.n_query,
+        "eval.tasks": arguments.tasks,
+        "eval.steps": arguments.steps,
+    }
+
+
+if __name__ == "__main__":
+    commands.run(main)

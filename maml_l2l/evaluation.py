@@ -1,0 +1,85 @@
+"""The protocol: accuracy on many tasks of one split, with its interval, after every number of inner steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from maml_l2l.algorithms.meta_learner import MetaLearner, Scores, score
+from maml_l2l.checkpoint import Checkpoint
+from maml_l2l.config import Experiment
+from maml_l2l.data.sources import load_data
+from maml_l2l.data.splits import check_split
+from maml_l2l.device import choose_device
+from maml_l2l.errors import UserError
+from maml_l2l.tasks import TaskStream, task_stream
+
+_TASKS_AT_ONCE = 50
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of the same tasks after each number of inner steps in `steps`.
+
+    losses: (len(steps), tasks) mean cross-entropy over the queries.  accuracies: (len(steps), tasks), in percent.
+    """
+
+    steps: tuple[int, ...]
+    losses: torch.Tensor
+    accuracies: torch.Tensor
+
+    def mean(self) -> list[float]:
+        """Mean accuracy over tasks in percent, for each number of steps."""
+        return self.accuracies.mean(1).tolist()
+
+    def ci95(self) -> list[float]:
+        """Half the 95 % confidence interval of the mean over tasks, in percent points (normal approximation)."""
+        return (1.96 * self.accuracies.std(1) / math.sqrt(self.accuracies.shape[1])).tolist()
+
+
+@torch.no_grad()
+def evaluate(
+    learner: MetaLearner,
+    stream: TaskStream,
+    *,
+    tasks: int,
+    steps: Sequence[int],
+    device: torch.device,
+    normalisation: str = "batch",
+    progress: bool = False,
+) -> Evaluation:
+    """Adapt to the first `tasks` tasks of `stream`; score their queries after each number of inner steps in `steps`."""
+    parts: list[Scores] = []
+    with tqdm(total=tasks, unit="task", desc="evaluation", disable=None if progress else True) as bar:
+        for start in range(0, tasks, _TASKS_AT_ONCE):
+            batch = stream.batch(start, min(_TASKS_AT_ONCE, tasks - start)).to(device)
+            logits = learner.adapt_and_score(batch, steps, normalisation)
+            labels = batch.query_labels.expand(len(steps), -1, -1)
+            parts.append(Scores(*(part.cpu().double() for part in score(logits, labels))))
+            bar.update(len(batch))
+    losses, accuracies = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
+    return Evaluation(tuple(steps), losses, 100 * accuracies)
+
+
+def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: str) -> Evaluation:
+    """Evaluate `checkpoint` on the classes of its own `split`, with the data, task sizes and steps of `experiment`.
+
+    Raises `UserError` where the head has fewer outputs than `task.ways`, or where the data do not hold the classes.
+    """
+    head = checkpoint.backbone["ways"]
+    if experiment.task.ways > head:
+        raise UserError(
+            f"the checkpoint's head has {head} outputs, so it serves tasks of up to {head} classes, not of "
+            f"{experiment.task.ways}. Lower --n_way, or train with task.ways={experiment.task.ways}."
+        )
+    device = choose_device(experiment.run)
+    images = load_data(experiment.data)
+    check_split(checkpoint.split, images.class_names)
+    stream = task_stream(experiment, images, checkpoint.split, split)
+    steps = range(experiment.eval.steps + 1)
+    learner = checkpoint.learner().to(device)
+    return evaluate(learner, stream, tasks=experiment.eval.tasks, steps=steps, device=device, progress=True)

@@ -1,0 +1,44 @@
+"""Writing files so that a half-written one never stands under its final name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from maml_l2l.errors import UserError
+
+
+def make_folder(path: Path) -> Path:
+    """Create the folder `path` and its parents. Raises `UserError` where that cannot be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create the folder {path}: {error.strerror}. Name one that can be written.") from None
+    return path
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call `write(file)` on a temporary file beside `path`, flush it to the disk, then rename it to `path`.
+
+    Whatever happens on the way, `path` holds either its old contents or all of the new ones.
+    Raises `UserError` where the folder cannot be written or the disk is full.
+    """
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}. Name a folder that can be written.") from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}. What stood there before is untouched.") from None
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)

@@ -1,0 +1,151 @@
+"""What a user sees of a run: the metrics file, tables and pictures."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from maml_l2l.errors import UserError
+from maml_l2l.evaluation import Evaluation
+from maml_l2l.files import make_folder, write_atomically
+
+_PACKAGES = ("maml_l2l", "torch", "torchvision", "learn2learn", "numpy", "pydantic", "pyyaml", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a run's figures depend on."""
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one JSON object a line, and on request the same figures as TensorBoard events.
+
+    Training lines hold `iteration`, `loss`, `accuracy` (percent, means over the meta-batch) and `meta_lr`; validation
+    lines `iteration`, `val_loss`, `val_accuracy` and `val_ci95`. No line holds a time: equal runs write equal files.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool):
+        self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115, closed by close()
+        self._writer = _summary_writer(folder / "tensorboard") if tensorboard else None
+
+    def write(self, iteration: int, **values: float) -> None:
+        """Append one line."""
+        self._file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, iteration)
+
+    def flush(self) -> None:
+        """Hand everything to the operating system, so that readers of the file see it."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _summary_writer(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("run.tensorboard is true, but TensorBoard is not installed: pip install tensorboard.") from None
+    return SummaryWriter(str(folder))
+
+
+def evaluation_table(evaluation: Evaluation) -> str:
+    """Mean accuracy and 95 % interval after each number of inner steps, as aligned text."""
+    rows = zip(evaluation.steps, evaluation.mean(), evaluation.ci95(), strict=True)
+    lines = ["inner steps   accuracy (%)   95 % interval"]
+    return "\n".join(lines + [f"{step:11d}   {mean:12.2f}   +- {ci95:.2f}" for step, mean, ci95 in rows])
+
+
+def evaluation_title(protocol: dict) -> str:
+    """One line that says what was measured."""
+    queries = "1 query" if protocol["queries"] == 1 else f"{protocol['queries']} queries"
+    sizes = f"{protocol['ways']}-way {protocol['shots']}-shot, {queries} a class, {protocol['tasks']} tasks"
+    return f"{sizes}, {protocol['split']} classes, {protocol['normalisation']} statistics"
+
+
+def evaluation_json(evaluation: Evaluation, protocol: dict) -> dict:
+    """The figures of `evaluation_table` in percent, and the protocol that they were measured by."""
+    rows = zip(evaluation.steps, evaluation.mean(), evaluation.ci95(), strict=True)
+    accuracy = {str(step): {"mean": mean, "ci95": ci95} for step, mean, ci95 in rows}
+    return {"accuracy": accuracy, **protocol}
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write `content` as indented JSON, atomically; the folder is created where it is absent."""
+    make_folder(Path(path).parent)
+    write_atomically(Path(path), lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+
+
+def _save_figure(figure, path: Path) -> None:
+    kind = Path(path).suffix.lstrip(".").lower() or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"cannot write a picture as {path}: the ending .{kind} is not one of .png, .svg, .pdf.")
+    make_folder(Path(path).parent)
+    write_atomically(Path(path), lambda file: figure.savefig(file, format=kind, dpi=150))
+
+
+def plot_evaluation(evaluation: Evaluation, path: str | Path, title: str) -> None:
+    """Accuracy with error bars (95 % intervals) against the number of inner steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.errorbar(evaluation.steps, evaluation.mean(), yerr=evaluation.ci95(), fmt="o-", capsize=3, markersize=4)
+    axes.set(title=title, xlabel="inner steps", ylabel="accuracy (%), 95 % interval over tasks")
+    axes.set_xticks(evaluation.steps)
+    axes.grid(alpha=0.3)
+    _save_figure(figure, Path(path))
+
+
+def plot_curves(metrics: Path, path: Path, title: str) -> None:
+    """Loss and accuracy of training (thin: each meta-iteration; thick: mean of a window) and validation."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    with open(metrics, encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    training = [line for line in lines if "loss" in line]
+    validation = [line for line in lines if "val_loss" in line]
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    figure.suptitle(title)
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    for axes, key in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
+        _plot_smoothed(axes, [line["iteration"] for line in training], [line[key] for line in training])
+        iterations = [line["iteration"] for line in validation]
+        values = [line[f"val_{key}"] for line in validation]
+        errors = [line["val_ci95"] for line in validation] if key == "accuracy" else None
+        axes.errorbar(
+            iterations, values, yerr=errors, fmt="o-", markersize=4, capsize=3, color="C1", label="validation"
+        )
+        axes.set_xlabel("meta-iteration")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    loss_axes.set(ylabel="query loss after adaptation (nats)", yscale="log")
+    loss_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss_axes.yaxis.set_major_formatter("{x:g}")
+    loss_axes.yaxis.set_minor_formatter(NullFormatter())
+    accuracy_axes.set_ylabel("query accuracy after adaptation (%)")
+    _save_figure(figure, path)
+
+
+def _plot_smoothed(axes, iterations: list[int], values: list[float]) -> None:
+    import numpy as np
+
+    axes.plot(iterations, values, color="C0", alpha=0.2, linewidth=0.8)
+    window = max(1, len(values) // 30)
+    smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+    start = window // 2  # the mean stands at the middle of its window
+    axes.plot(iterations[start : start + len(smooth)], smooth, color="C0", label=f"training (mean of {window})")

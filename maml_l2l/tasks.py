@@ -1,0 +1,143 @@
+"""Few-shot tasks: a typed batch of them, and the stream that they come from, on learn2learn's `Taskset`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+from torch.utils.data import TensorDataset
+
+from maml_l2l.config import Experiment
+from maml_l2l.data.images import LabelledImages
+from maml_l2l.data.splits import ClassSplit
+from maml_l2l.errors import UserError
+from maml_l2l.learn2learn_import import KShots, MetaDataset, NWays, Taskset
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """T tasks of the same size, grouped by class within each task.
+
+    support: (T, ways * shots, C, H, W) float in [0, 1].      support_labels: (T, ways * shots) int64 in [0, ways).
+    query: (T, ways * queries, C, H, W) float in [0, 1].      query_labels: (T, ways * queries) int64 in [0, ways).
+    """
+
+    support: torch.Tensor
+    support_labels: torch.Tensor
+    query: torch.Tensor
+    query_labels: torch.Tensor
+    ways: int
+
+    def __len__(self) -> int:
+        """Number of tasks T."""
+        return self.support.shape[0]
+
+    def _map(self, function) -> TaskBatch:
+        tensors = [getattr(self, field.name) for field in fields(self) if field.name != "ways"]
+        return TaskBatch(*map(function, tensors), ways=self.ways)
+
+    def chunks(self, size: int) -> Iterator[TaskBatch]:
+        """The same tasks in order, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self._map(lambda tensor, start=start: tensor[start : start + size])
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> TaskBatch:
+        """The same tasks on `device`, the images as `dtype`."""
+        return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
+
+
+class TaskStream:
+    """An endless, random-access sequence of tasks: a pure function of (seed, split, index).
+
+    Classes and images are drawn by learn2learn's `NWays` and `KShots`. These transforms only pick indices; the collate
+    gathers the images of a task at once and, with `rotate`, turns all images of a class by one multiple of 90 degrees,
+    drawn for each class of each task (Santoro et al., 2016; Finn et al., 2017).
+    """
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        classes: list[str],
+        *,
+        split: str,
+        ways: int,
+        shots: int,
+        queries: int,
+        rotate: bool,
+        seed: int,
+    ):
+        """`classes` names the classes of `split`. Raises `UserError` where they cannot serve tasks of this size."""
+        self.images, self.ways, self.shots, self.queries = images, ways, shots, queries
+        self.rotate, self._key = rotate, f"{seed}/{split}"
+        members = _members(images, classes)
+        _check_servable(members, split, ways, shots, queries)
+        dataset = MetaDataset(TensorDataset(images.pixels, images.labels), labels_to_indices=members)
+        transforms = [NWays(dataset, ways), KShots(dataset, shots + queries)]
+        self._taskset = Taskset(dataset, transforms, task_collate=self._gather)
+
+    def batch(self, start: int, count: int) -> TaskBatch:
+        """Tasks `start`, ..., `start + count - 1` of the stream, on the CPU, float32."""
+        tasks = [self._task(index) for index in range(start, start + count)]
+        images = torch.stack(tasks).float().div_(255)  # (T, ways, shots + queries, C, H, W)
+        support, query = images.split([self.shots, self.queries], dim=2)
+        labels = torch.arange(self.ways)
+        return TaskBatch(
+            support.flatten(1, 2),
+            labels.repeat_interleave(self.shots).expand(count, -1),
+            query.flatten(1, 2),
+            labels.repeat_interleave(self.queries).expand(count, -1),
+            self.ways,
+        )
+
+    def _task(self, index: int) -> torch.Tensor:
+        with _random_seeded(f"{self._key}/{index}"):
+            return self._taskset[0]
+
+    def _gather(self, indices: list[int]) -> torch.Tensor:
+        """(ways, shots + queries, C, H, W) uint8: the images at `indices`, which come grouped by class."""
+        pixels = self.images.pixels[torch.tensor(indices)].unflatten(0, (self.ways, -1))
+        if not self.rotate:
+            return pixels
+        return torch.stack([torch.rot90(of_class, random.randrange(4), (-2, -1)) for of_class in pixels])
+
+
+def task_stream(experiment: Experiment, images: LabelledImages, split: ClassSplit, name: str) -> TaskStream:
+    """The tasks of the split `name`, of the size that `experiment` says."""
+    seed, rotate = experiment.run.seed, experiment.data.rotate
+    return TaskStream(images, split[name], split=name, rotate=rotate, seed=seed, **experiment.task.model_dump())
+
+
+@contextmanager
+def _random_seeded(key: str) -> Iterator[None]:
+    """Seed Python's global `random`, which learn2learn's samplers draw from, and give it back as it was."""
+    state = random.getstate()
+    random.seed(key)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _members(images: LabelledImages, classes: list[str]) -> dict[int, list[int]]:
+    """The indices of the images of each named class."""
+    label_of = {name: label for label, name in enumerate(images.class_names)}
+    ends = torch.tensor(images.class_sizes()).cumsum(0).tolist()
+    starts = [0, *ends]
+    return {label: list(range(starts[label], ends[label])) for label in sorted(label_of[name] for name in classes)}
+
+
+def _check_servable(members: dict[int, list[int]], split: str, ways: int, shots: int, queries: int) -> None:
+    if ways > len(members):
+        raise UserError(
+            f"task.ways is {ways}, but the {split} split holds {len(members)} classes. "
+            "Lower task.ways, or use more classes."
+        )
+    smallest = min(map(len, members.values()))
+    if shots + queries > smallest:
+        raise UserError(
+            f"task.shots + task.queries is {shots} + {queries} = {shots + queries}, but a class of the {split} split "
+            f"holds {smallest} images. Lower task.shots or task.queries."
+        )

@@ -1,0 +1,74 @@
+"""Fixtures that several test files use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real Omniglot archives beside this checkout."""
+    path = Path(__file__).parents[1] / "../shared/data"
+    if not path.is_dir():
+        pytest.skip(f"the real Omniglot archives are not in {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def omniglot_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`data.root` of the whole Omniglot as 28x28 images, unpacked by our own downloader."""
+    from maml_l2l.data.omniglot import download_omniglot
+
+    root = tmp_path_factory.mktemp("omniglot")
+    download_omniglot(root, source=str(shared_data / "omniglot-28x28"), verify=False)
+    return root
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], str]]:
+    """`serve(answer)` starts a web server that calls `answer(handler)` on each GET; returns its address."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    servers = []
+
+    def start(answer: Answer) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def send(handler: BaseHTTPRequestHandler, content: bytes, sent: int | None = None) -> None:
+    """Answer with `content`, or announce all of it and break off after `sent` bytes."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content[:sent])
+
+
+@pytest.fixture(scope="session")
+def glyphs_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`data.root` of three alphabets of glyphs, drawn once."""
+    from maml_l2l.data.glyphs import load_glyphs
+
+    root = tmp_path_factory.mktemp("glyphs")
+    load_glyphs(root, alphabets=3)
+    return root

@@ -1,0 +1,137 @@
+"""The commands as a user types them: what they print, their exit status, and how fast help comes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_training import TINY
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments, folder=ROOT):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+    )
+
+
+def assert_user_error(done, message):
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def trained(glyphs_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands")
+    done = run("maml_l2l.train", "--set", *TINY, f"data.root={glyphs_root}", "--run_dir", folder / "run", folder=folder)
+    return folder / "run", done
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "download"])
+def test_help_does_not_import_torch(command):
+    code = (
+        f"import sys, maml_l2l.{command} as command\nsys.argv = ['{command}', '--help']\n"
+        "try:\n    command.main()\nexcept SystemExit:\n    print('torch' in sys.modules, 'learn2learn' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
+    assert "usage: python -m maml_l2l." + command in done.stdout
+
+
+def test_training_prints_validations_and_the_next_command_and_no_notice_of_gym(trained):
+    folder, done = trained
+    assert done.returncode == 0, done.stderr
+    assert "meta-iteration 3: validation accuracy" in done.stdout
+    assert f"python -m maml_l2l.eval --model {folder / 'best.pth'}" in done.stdout
+    assert "gym" not in done.stderr.lower()
+
+
+def test_evaluation_needs_nothing_but_the_checkpoint(trained, tmp_path):
+    folder, _ = trained
+    report, picture = tmp_path / "report.json", tmp_path / "report.png"
+    command = ["maml_l2l.eval", "--model", folder / "best.pth", "--tasks", 12, "--json", report, "--plot", picture]
+    first = run(*command)
+    assert first.returncode == 0, first.stderr
+    assert "3-way 1-shot, 1 query a class, 12 tasks, test classes, batch statistics" in first.stdout
+    assert len(first.stdout.splitlines()) == 1 + 1 + 11
+    content = json.loads(report.read_text())
+    assert list(content["accuracy"]) == [str(step) for step in range(11)]
+    assert {key: content[key] for key in ("tasks", "ways", "shots", "queries", "split", "normalisation")} == {
+        "tasks": 12,
+        "ways": 3,
+        "shots": 1,
+        "queries": 1,
+        "split": "test",
+        "normalisation": "batch",
+    }
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert run(*command).stdout == first.stdout
+
+
+def test_evaluation_takes_other_task_sizes(trained):
+    folder, _ = trained
+    sizes = ["--n_way", 2, "--k_shot", 3, "--n_query", 4, "--steps", 1, "--split", "val", "--tasks", 5]
+    done = run("maml_l2l.eval", "--model", folder / "best.pth", *sizes)
+    assert done.returncode == 0, done.stderr
+    assert "2-way 3-shot, 4 queries a class, 5 tasks, val classes" in done.stdout
+    assert len(done.stdout.splitlines()) == 1 + 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n_way", 4], "the checkpoint's head has 3 outputs, so it serves tasks of up to 3 classes, not of 4"),
+        (["--tasks", -5], "the command line: `eval.tasks` should be greater than or equal to 2, found -5"),
+        (["--k_shot", 15, "--n_query", 6], "task.shots + task.queries is 15 + 6 = 21, but a class of the test split"),
+    ],
+)
+def test_bad_evaluations_are_user_errors(trained, arguments, message):
+    folder, _ = trained
+    assert_user_error(run("maml_l2l.eval", "--model", folder / "best.pth", *arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["maml_l2l.train", "--config", "none.yaml"], "cannot read the config none.yaml: No such file or directory"),
+        (["maml_l2l.train", "--set", "task.way=5"], "unknown key `task.way` (did you mean `task.ways`?)"),
+        (["maml_l2l.eval", "--model", "none.pth"], "there is no checkpoint none.pth"),
+        (["maml_l2l.eval", "--model", "README.md"], "README.md is not a checkpoint, or is damaged"),
+    ],
+)
+def test_bad_input_is_a_user_error(arguments, message):
+    assert_user_error(run(*arguments), message)
+
+
+def test_a_used_run_folder_is_a_user_error(trained):
+    folder, _ = trained
+    assert_user_error(run("maml_l2l.train", "--run_dir", folder), "already holds a run, which is never overwritten")
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    command = (ROOT / ".ci" / "run").read_text().splitlines()[-1]
+    assert "pytest" in command
+    assert command in (ROOT / "README.md").read_text().splitlines()
+
+
+def test_missing_learn2learn_is_a_user_error_that_says_how_to_install_it():
+    code = (
+        "import sys\nsys.modules['learn2learn'] = None\n"
+        "from maml_l2l import commands, train\nsys.argv = ['train']\ncommands.run(train.main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert_user_error(done, "pip install learn2learn==0.2.0 --config-settings=--build-option=build_ext")

@@ -1,0 +1,108 @@
+"""What a user reads when a config is wrong, and that every shipped config is right."""
+
+from pathlib import Path
+
+import pytest
+
+from maml_l2l.config import Experiment, keys_as_markdown, load_experiment, with_overrides
+from maml_l2l.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads(path):
+    assert isinstance(load_experiment(path), Experiment)
+
+
+def config_file(tmp_path, text):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task:\n  way: 5\n", r"experiment.yaml: unknown key `task.way` \(did you mean `task.ways`\?\)"),
+        ("tasks:\n  ways: 5\n", r"unknown key `tasks` \(did you mean `task`\?\)"),
+        ("train:\n  inner_lr: 1\n", r"unknown key `train.inner_lr` \(did you mean `algorithm.inner_lr`\?\)"),
+        ("ways: 5\n", r"unknown key `ways` \(did you mean `task.ways`\?\)"),
+        ("task:\n  ways: five\n", r"`task.ways` should be a valid integer, found 'five'"),
+        ("task:\n  ways: 5.5\n", r"`task.ways` should be a valid integer, found 5.5"),
+        ("data:\n  rotate: 1\n", r"`data.rotate` should be a valid boolean, found 1"),
+        ("task:\n  shots: -1\n", r"`task.shots` should be greater than or equal to 1, found -1"),
+        ("train:\n  iterations: 0\n", r"`train.iterations` should be greater than or equal to 1, found 0"),
+        ("algorithm:\n  inner_lr: .nan\n", r"`algorithm.inner_lr` should be .*found nan"),
+        ("algorithm:\n  inner_lr: .inf\n", r"`algorithm.inner_lr` should be a finite number, found inf"),
+        ("algorithm:\n  order: third\n", r"`algorithm.order` should be 'second' or 'first', found 'third'"),
+        ("run:\n  device: tpu\n", r"`run.device` .*found 'tpu'"),
+        (
+            "algorithm:\n  engine: loop\nrun:\n  compile: true\n",
+            r"experiment.yaml: `run.compile` is for `algorithm.engine: vectorized`, found engine `loop`",
+        ),
+        ("task: 5\n", r"`task` should be a section of keys, found 5"),
+        ("- task\n", r"expected sections such as `task:` and `train:`, found list"),
+        ("", r"expected sections such as `task:` and `train:`, found NoneType"),
+        ("task: [unclosed\n", r"experiment.yaml is not valid YAML: .*line"),
+        ("task: !!python/object/apply:os.getcwd []\n", r"is not valid YAML: could not determine a constructor"),
+    ],
+)
+def test_a_wrong_config_is_refused_with_key_value_and_file(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        load_experiment(config_file(tmp_path, text))
+
+
+def test_every_problem_is_named_at_once(tmp_path):
+    with pytest.raises(UserError, match=r"`task.ways`.*; .*`train.meta_lr`"):
+        load_experiment(config_file(tmp_path, "task:\n  ways: 1\ntrain:\n  meta_lr: -1\n"))
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match=r"cannot read the config nowhere.yaml: No such file"):
+        load_experiment("nowhere.yaml")
+
+
+def test_an_empty_section_means_its_defaults(tmp_path):
+    assert load_experiment(config_file(tmp_path, "task:\ntrain:\n  iterations: 7\n")).task == Experiment().task
+
+
+def test_scientific_notation_without_a_dot_is_a_number(tmp_path):
+    assert load_experiment(config_file(tmp_path, "train:\n  meta_lr: 3e-3\n")).train.meta_lr == 0.003
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path):
+    path = config_file(tmp_path, "train:\n  iterations: 5\n")
+    experiment = load_experiment(path, ["train.iterations=6", "train.iterations=7", "algorithm.inner_lr=1e-1"])
+    assert (experiment.train.iterations, experiment.algorithm.inner_lr) == (7, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.iterations", r"--set train.iterations: expected section.key=value"),
+        ("iterations=5", r"--set iterations=5: expected section.key=value"),
+        ("train.iteration=5", r"unknown key `train.iteration` \(did you mean `train.iterations`\?\)"),
+        ("train.iterations=many", r"`train.iterations` should be a valid integer, found 'many'"),
+        ("train.iterations=[", r"'\[' is not a YAML value"),
+    ],
+)
+def test_a_wrong_override_is_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        load_experiment(None, [override])
+
+
+def test_typed_overrides_are_validated_and_none_keeps_the_value():
+    experiment = with_overrides(Experiment(), {"task.ways": 3, "task.shots": None}, origin="the command line")
+    assert (experiment.task.ways, experiment.task.shots) == (3, 1)
+    with pytest.raises(UserError, match=r"the command line: `eval.tasks` should be greater"):
+        with_overrides(Experiment(), {"eval.tasks": -5}, origin="the command line")
+
+
+def test_an_experiment_cannot_be_changed():
+    with pytest.raises(Exception, match="frozen"):
+        Experiment().task.ways = 3
+
+
+def test_the_readme_documents_every_key():
+    assert keys_as_markdown() in (ROOT / "README.md").read_text(encoding="utf-8"), "run python -m maml_l2l.config"

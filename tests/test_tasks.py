@@ -1,0 +1,121 @@
+"""Properties of the task stream, on images that carry their own identity."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maml_l2l.errors import UserError
+from maml_l2l.tasks import TaskStream
+from tests.images import identities, numbered_images
+
+CLASSES, IMAGES = 12, 8
+DATA = numbered_images(CLASSES, IMAGES)
+sizes = st.fixed_dictionaries({"ways": st.integers(2, 6), "shots": st.integers(1, 4), "queries": st.integers(1, 4)})
+keys = st.fixed_dictionaries({"seed": st.integers(0, 2**32), "split": st.sampled_from(["train", "val", "test"])})
+
+
+def stream(ways=3, shots=2, queries=2, seed=0, split="train", rotate=True, classes=DATA.class_names):
+    return TaskStream(
+        DATA, list(classes), split=split, ways=ways, shots=shots, queries=queries, rotate=rotate, seed=seed
+    )
+
+
+@given(sizes, keys, st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_a_task_is_well_formed(size, key, index):
+    ways, shots, queries = size["ways"], size["shots"], size["queries"]
+    tasks = stream(**size, **key).batch(index, 2)
+    assert tasks.support.shape == (2, ways * shots, 1, 4, 4)
+    assert tasks.query.shape == (2, ways * queries, 1, 4, 4)
+    for labels, count in ((tasks.support_labels, shots), (tasks.query_labels, queries)):
+        assert labels.dtype == torch.int64
+        assert all(torch.bincount(row, minlength=ways).tolist() == [count] * ways for row in labels)
+    for support, support_labels, query, query_labels in zip(
+        identities(tasks.support), tasks.support_labels, identities(tasks.query), tasks.query_labels, strict=True
+    ):
+        drawn = [tuple(image) for image in torch.cat([support, query])[:, :2].tolist()]
+        assert len(set(drawn)) == len(drawn), "an image appears twice in a task"
+        class_of = {}
+        for (name, _, turns), label in zip(
+            torch.cat([support, query]).tolist(), torch.cat([support_labels, query_labels]).tolist(), strict=True
+        ):
+            assert class_of.setdefault(label, (name, turns)) == (name, turns), "one class and one rotation a label"
+        assert len({name for name, _ in class_of.values()}) == ways
+
+
+@given(keys, st.integers(0, 10**6), st.integers(0, 20))
+@settings(max_examples=40, deadline=None)
+def test_the_stream_is_a_pure_function_of_its_key(key, start, offset):
+    whole = stream(**key).batch(start, offset + 1)
+    alone = stream(**key).batch(start + offset, 1)
+    assert torch.equal(whole.support[offset], alone.support[0])
+    assert torch.equal(whole.query[offset], alone.query[0])
+
+
+def test_other_seeds_splits_and_indices_give_other_tasks():
+    first = stream().batch(0, 20).support
+    assert not torch.equal(first, stream(seed=1).batch(0, 20).support)
+    assert not torch.equal(first, stream(split="val").batch(0, 20).support)
+    assert not torch.equal(first, stream().batch(1, 20).support)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_other_code_neither_disturbs_the_stream_nor_is_disturbed_by_it(seed):
+    expected_tasks = stream().batch(0, 3).support
+    random.seed(seed)
+    expected_numbers = [random.random() for _ in range(4)]
+    random.seed(seed)
+    numbers = [random.random(), random.random()]
+    assert torch.equal(stream().batch(0, 3).support, expected_tasks)
+    numbers += [random.random(), random.random()]
+    assert numbers == expected_numbers
+
+
+def test_labels_are_shuffled_against_the_order_of_the_classes():
+    tasks = identities(stream(ways=2, shots=1).batch(0, 200).support)
+    ascending = (tasks[:, 0, 0] < tasks[:, 1, 0]).float().mean().item()
+    assert 0.35 < ascending < 0.65
+
+
+def test_rotations_are_drawn_for_each_class_and_uniformly():
+    turns = identities(stream(ways=4, shots=1).batch(0, 200).support)[..., 2]
+    counts = torch.bincount(turns.flatten(), minlength=4)
+    assert counts.min() > 150, counts
+    assert (turns != turns[:, :1]).any(1).float().mean() > 0.9, "all classes of a task share an angle"
+
+
+def test_without_rotation_images_stay_upright():
+    assert identities(stream(rotate=False).batch(0, 20).support)[..., 2].eq(0).all()
+
+
+def test_only_the_named_classes_are_drawn():
+    drawn = identities(stream(classes=DATA.class_names[3:7]).batch(0, 50).support)[..., 0]
+    assert set(drawn.flatten().tolist()) == {3, 4, 5, 6}
+
+
+def test_pixels_reach_the_task_as_floats_between_0_and_1():
+    images = stream().batch(0, 1).support
+    assert images.dtype == torch.float32
+    assert images.max() == 1.0
+    assert images.min() == 0.0
+
+
+def test_chunks_are_the_same_tasks_in_order():
+    tasks = stream().batch(0, 5)
+    chunks = list(tasks.chunks(2))
+    assert [len(chunk) for chunk in chunks] == [2, 2, 1]
+    assert torch.equal(torch.cat([chunk.query for chunk in chunks]), tasks.query)
+
+
+def test_too_many_ways_are_refused():
+    with pytest.raises(UserError, match=r"task.ways is 13, but the train split holds 12 classes"):
+        stream(ways=13)
+
+
+def test_too_many_images_a_class_are_refused():
+    with pytest.raises(UserError, match=r"task.shots \+ task.queries is 5 \+ 4 = 9.*holds 8 images"):
+        stream(shots=5, queries=4)

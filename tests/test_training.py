@@ -1,0 +1,159 @@
+"""The outer loop and its run folder, on a few glyphs."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+import yaml
+
+from maml_l2l import training
+from maml_l2l.checkpoint import load_checkpoint
+from maml_l2l.config import load_experiment
+from maml_l2l.errors import UserError
+from maml_l2l.training import train
+
+TINY = [
+    "data.name=glyphs",
+    "data.alphabets=3",
+    "model.filters=8",
+    "train.iterations=6",
+    "train.meta_batch=3",
+    "train.validate_every=3",
+    "train.validate_tasks=4",
+    "train.checkpoint_every=4",
+    "task.ways=3",
+    "run.device=cpu",
+]
+
+
+@pytest.fixture
+def experiment(glyphs_root):
+    def make(*overrides):
+        return load_experiment(None, [*TINY, f"data.root={glyphs_root}", *overrides])
+
+    return make
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_run_folder_holds_everything(experiment, tmp_path):
+    folder = tmp_path / "run"
+    train(experiment(), folder)
+    names = {"config.yaml", "versions.json", "metrics.jsonl", "last.pth", "best.pth", "curves.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == experiment().model_dump()
+    assert json.loads((folder / "versions.json").read_text())["torch"].startswith(torch.__version__.split("+")[0])
+    lines = metrics(folder)
+    assert [line["iteration"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    validations = [line for line in lines if "val_accuracy" in line]
+    assert [line["iteration"] for line in validations] == [3, 6]
+    last, best = load_checkpoint(folder / "last.pth"), load_checkpoint(folder / "best.pth")
+    assert last.iteration == 6
+    assert last.optimizer is not None
+    assert best.validation_accuracy == max(line["val_accuracy"] for line in validations)
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_a_function_of_its_config(experiment, tmp_path):
+    for name in "ab":
+        train(experiment(), tmp_path / name)
+    train(experiment("run.seed=1"), tmp_path / "c")
+    a, b, c = ((tmp_path / name / "metrics.jsonl").read_text() for name in "abc")
+    assert a == b != c
+    first, second = (load_checkpoint(tmp_path / name / "last.pth").weights for name in "ab")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_training_learns(experiment, tmp_path, order):
+    settings = ["train.iterations=100", "train.meta_batch=8", "train.meta_lr=1e-2", "train.validate_every=100"]
+    train(experiment(*settings, f"algorithm.order={order}"), tmp_path / "run")
+    losses = [line["loss"] for line in metrics(tmp_path / "run") if "loss" in line]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def test_cosine_decay_runs_from_the_full_rate_to_nearly_zero(experiment, tmp_path):
+    train(experiment("train.schedule=cosine", "train.meta_lr=0.5", "train.iterations=4"), tmp_path / "run")
+    rates = [line["meta_lr"] for line in metrics(tmp_path / "run") if "loss" in line]
+    assert rates == pytest.approx([0.25 * (1 + math.cos(math.pi * i / 4)) for i in range(4)])
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(experiment, tmp_path):
+    train(experiment("train.iterations=1"), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(UserError, match=r"run already holds a run, which is never overwritten"):
+        train(experiment(), tmp_path / "run")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_made_is_refused(experiment, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot create the folder .*run: Not a directory"):
+        train(experiment(), tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused(experiment, tmp_path):
+    (tmp_path / "run").mkdir(mode=0o500)
+    with pytest.raises(UserError, match=r"cannot write"):
+        train(experiment(), tmp_path / "run")
+
+
+def test_a_task_that_the_data_cannot_serve_leaves_no_folder(experiment, tmp_path):
+    with pytest.raises(UserError, match=r"task.shots \+ task.queries is 15 \+ 6 = 21.*holds 20 images"):
+        train(experiment("task.shots=15", "task.queries=6"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(experiment, tmp_path):
+    message = (
+        r"the loss of meta-iteration \d+ is not finite \(tasks \d+ to \d+ of seed 0, split train\). Its update was not"
+    )
+    with pytest.raises(UserError, match=message):
+        train(experiment("algorithm.inner_lr=1e38", "train.checkpoint_every=1"), tmp_path / "run")
+    weights = load_checkpoint(tmp_path / "run" / "last.pth").weights
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def test_tensorboard_events_hold_the_same_figures(experiment, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(experiment("run.tensorboard=true"), tmp_path / "run")
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    losses = [line["loss"] for line in metrics(tmp_path / "run") if "loss" in line]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
+    assert [event.step for event in events.Scalars("val_accuracy")] == [3, 6]
+
+
+def test_tensorboard_without_its_package_is_refused(experiment, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"run.tensorboard is true, but TensorBoard is not installed"):
+        train(experiment("run.tensorboard=true"), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists(), "the folder would count as used"
+
+
+def test_validation_tasks_are_the_same_each_time(experiment, tmp_path, monkeypatch):
+    seen = []
+    stream = training.task_stream
+
+    def spy(experiment, images, split, name):
+        tasks = stream(experiment, images, split, name)
+        batch = tasks.batch
+
+        def recording_batch(start, count):
+            found = batch(start, count)
+            if name == "val":
+                seen.append(found.query)
+            return found
+
+        tasks.batch = recording_batch
+        return tasks
+
+    monkeypatch.setattr(training, "task_stream", spy)
+    train(experiment(), tmp_path / "run")
+    assert len(seen) == 2
+    assert torch.equal(*seen)
