@@ -131,6 +131,8 @@ class VectorizedMAML(MetaLearner):
 
             return grad(loss, has_aux=True)(parameters)
 
+        # TorchDynamo files what it compiled under the code object, and refuses a ninth: each learner brings its own.
+        chunk_gradient.__code__ = chunk_gradient.__code__.replace()
         tqdm.write("compiling the meta-gradient, which takes a minute or more (run.compile: false does without)")
         start = time.perf_counter()
         self._compiled = torch.compile(chunk_gradient, dynamic=False, fullgraph=True)
