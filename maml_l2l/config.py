@@ -5,7 +5,6 @@ Every key is documented here and nowhere else; the README's table is printed by 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from maml_l2l.config_problems import describe_problem
 from maml_l2l.errors import UserError
 from maml_l2l.yaml_values import apply_override, read_yaml
 
@@ -22,7 +22,7 @@ _DRAWINGS = {
     "image_size": 28,
     "channels": 1,
     "rotate": True,
-}  # of omniglot and glyphs, called drawings below, called drawings below
+}  # of omniglot and glyphs, called drawings below
 _PICTURES = {"image_size": 84, "channels": 3, "rotate": False}  # of a folder, where nothing else is set
 
 
@@ -197,7 +197,8 @@ def parse_experiment(values: Any, origin: str) -> Experiment:
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_describe(problem) for problem in error.errors())
+        keys = [f"{section}.{name}" for section, name, _ in documented_keys()]
+        problems = "; ".join(describe_problem(problem, keys) for problem in error.errors())
         raise UserError(f"{origin}: {problems}.") from None
 
 
@@ -209,32 +210,6 @@ def with_overrides(experiment: Experiment, overrides: dict[str, Any], origin: st
             section, _, name = key.partition(".")
             values[section][name] = value
     return parse_experiment(values, origin)
-
-
-def _describe(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key `{key}`{_nearest_key(location)}"
-    if problem["type"] == "value_error":
-        return problem["msg"].removeprefix("Value error, ")
-    expected = problem["msg"].replace("Input should", "should").rstrip(".")
-    if problem["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        expected = "should be a section of keys"
-    return f"`{key or 'config'}` {expected}, found {problem['input']!r}"
-
-
-def _nearest_key(location: list[str]) -> str:
-    """The known key that the user most likely meant: the spelling first, then the same name in another section."""
-    known = {f"{section}.{name}": name for section, name, _ in documented_keys()}
-    sections = list(Experiment.model_fields)
-    by_name = [key for key, name in known.items() if name == location[-1]]
-    if len(location) == 1:
-        near = difflib.get_close_matches(location[0], sections, n=1, cutoff=0.7) or by_name
-    else:
-        near = difflib.get_close_matches(".".join(location), known, n=1, cutoff=0.75) or by_name
-        near = near or difflib.get_close_matches(".".join(location), known, n=1)
-    return f" (did you mean `{near[0]}`?)" if near else f" (known sections: {', '.join(sections)})"
 
 
 def documented_keys() -> Iterable[tuple[str, str, Any]]:
