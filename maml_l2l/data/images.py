@@ -11,6 +11,7 @@ import torch
 
 from maml_l2l.errors import UserError
 from maml_l2l.files import make_folder, write_atomically
+from maml_l2l.torch_files import load_torch_file
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages]) -> L
     another source, is made anew. A cache that cannot be written costs a warning, never the run.
     """
     try:
-        stored = torch.load(path, weights_only=True)
+        stored = load_torch_file(path, "image cache")
         if stored["source_key"] == source_key:
-            return LabelledImages(stored["pixels"], stored["labels"], tuple(stored["class_names"]))
-    except Exception:  # absent, or damaged in a way that makes the unpickler raise almost anything
+            images = LabelledImages(stored["pixels"], stored["labels"], tuple(stored["class_names"]))
+            if _is_sound(images):
+                return images
+    except Exception:  # absent, damaged, or holding what has other attributes than it should
         pass
     images = make()
     content = {
@@ -56,3 +59,15 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages]) -> L
     except UserError as error:
         warnings.warn(f"the decoded images could not be cached: {error}", stacklevel=2)
     return images
+
+
+def _is_sound(images: LabelledImages) -> bool:
+    """Whether everything that `LabelledImages` promises holds; may raise where attributes are of other types."""
+    pixels, labels, names = images.pixels, images.labels, images.class_names
+    return (
+        (pixels.dtype, pixels.ndim) == (torch.uint8, 4)
+        and (labels.dtype, labels.shape) == (torch.int64, pixels.shape[:1])
+        and all(isinstance(name, str) for name in names)
+        and list(names) == sorted(set(names))
+        and torch.equal(labels.unique_consecutive(), torch.arange(len(names)))
+    )
