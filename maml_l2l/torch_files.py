@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,10 +44,12 @@ def load_torch_file(path: Path, kind: str, max_bytes: int | None = None) -> Any:
 
 def _load(file: BinaryIO, size: int, path: Path, kind: str) -> Any:
     try:
-        foreign = next(_foreign_names(file, size), None)
-        if foreign is None:
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's remarks on odd files, which are refused or do no harm
+            foreign = next(_foreign_names(file, size), None)
+            if foreign is None:
+                file.seek(0)
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # damaged bytes make the unpickler raise almost anything
         raise _damaged(path, kind) from None
     raise UserError(f"{path} holds objects that could run code when loaded, such as {foreign}.")
