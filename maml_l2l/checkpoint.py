@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -26,6 +29,7 @@ class Checkpoint:
     iteration: meta-iterations done.                                validation_accuracy: percent, None before the first.
     backbone: keyword arguments of `maml_l2l.backbones.Conv4`.      weights: its state dict.
     optimizer: the outer loop's state dict, None in `best.pth`.
+    best_accuracy: percent, the highest validation accuracy so far.  metrics_bytes: size of `metrics.jsonl` then.
     """
 
     config: dict
@@ -35,6 +39,8 @@ class Checkpoint:
     backbone: dict
     weights: dict
     optimizer: dict | None
+    best_accuracy: float | None = None
+    metrics_bytes: int = 0
 
     @property
     def experiment(self) -> Experiment:
@@ -48,15 +54,29 @@ class Checkpoint:
         return learner
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write `checkpoint` to `path`, which holds a whole checkpoint or its old contents whatever interrupts this."""
+def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = None) -> None:
+    """Write `checkpoint` to `path`, which holds a whole checkpoint or its old contents whatever interrupts this.
+
+    previous: where the old contents are kept, see `write_atomically`.
+    """
     content = {"format": FORMAT, "version": VERSION, **vars(checkpoint)}
-    write_atomically(path, lambda file: torch.save(content, file))
+    write_atomically(path, lambda file: _save(content, file), previous)
+
+
+def _save(content: dict, file: BinaryIO) -> None:
+    """`torch.save`, whose writer turns a full disk into a RuntimeError: here the file's own error comes out."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    file.write(buffer.getbuffer())
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint onto the CPU, with `weights_only=True`. Raises `UserError` where `path` holds none."""
     try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()  # PyTorch does not check the sums that it writes
+        if damaged is not None:
+            raise zipfile.BadZipFile(damaged)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}. {_REMEDY}") from None

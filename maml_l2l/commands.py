@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from maml_l2l.errors import UserError
+from maml_l2l.errors import Stopped, UserError
 
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main()` and leave the process with its exit status.
 
-    0; 2 after a `UserError`, which is printed as one `error: ...` line on stderr; 130 after Ctrl-C.
+    0; 2 after a `UserError`, which is printed as one `error: ...` line on stderr; 130 after Ctrl-C, 143 after SIGTERM.
     Any other exception is a bug and keeps its traceback.
     """
     try:
@@ -26,12 +26,20 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(status)
 
 
+def is_first_process() -> bool:
+    """Whether this process may write and print for all that torchrun started; alone it always may."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _status(main: Callable[[], None]) -> int | str | None:
     try:
         main()
     except UserError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from maml_l2l.errors import UserError
 
+# What a resumed run may have otherwise: the folder of the data, and where and how often things are written.
+FREE_ON_RESUME = ("data.root", "train.validate_every", "train.checkpoint_every", "run.tensorboard")
+
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -77,6 +80,7 @@ class Train(_Section):
     )
     validate_every: int = Field(500, ge=1, description="meta-iterations between validations")
     validate_tasks: int = Field(200, ge=2, description="tasks of the fixed validation set")
+    max_grad_norm: Rate | None = Field(None, description="clip the meta-gradient to this norm; unset: not at all")
     checkpoint_every: int = Field(500, ge=1, description="meta-iterations between writings of `last.pth`")
 
 
@@ -166,6 +170,26 @@ def with_overrides(experiment: Experiment, overrides: dict[str, Any], origin: st
             section, _, name = key.partition(".")
             values[section][name] = value
     return parse_experiment(values, origin)
+
+
+def check_resumable(saved: Experiment, wanted: Experiment, done: int) -> None:
+    """Raise `UserError` where a run of `saved`, after `done` meta-iterations, cannot go on as `wanted`.
+
+    It may extend `train.iterations` and change the keys of `FREE_ON_RESUME`, nothing else.
+    """
+    changed = []
+    for section, name, _ in documented_keys():
+        key = f"{section}.{name}"
+        old, new = (getattr(getattr(experiment, section), name) for experiment in (saved, wanted))
+        extends = key == "train.iterations" and new >= max(old, done)
+        if old != new and key not in FREE_ON_RESUME and not extends:
+            changed.append(f"`{key}` was {old!r}, found {new!r}")
+    if changed:
+        raise UserError(
+            f"the run cannot be resumed with another config: {'; '.join(changed)}. "
+            "Put the values back, or start another run with --run_dir. A resumed run may only extend "
+            f"train.iterations and change {', '.join(FREE_ON_RESUME)}."
+        )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -6,3 +6,14 @@ class UserError(Exception):
 
     Commands print it as one `error: ...` line and leave with exit status 2, without a traceback.
     """
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the command in good order, after all was saved; the message says how to go on.
+
+    Commands print it and leave with exit status 128 + `signal_number`, as shells have it: 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number

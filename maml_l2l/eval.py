@@ -33,6 +33,8 @@ def main() -> None:
     checkpoint = load_checkpoint(arguments.model)
     experiment = with_overrides(checkpoint.experiment, _overrides(arguments), origin="the command line")
     evaluation = evaluate_checkpoint(checkpoint, experiment, arguments.split)
+    if not commands.is_first_process():
+        return
     protocol = {
         "tasks": experiment.eval.tasks,
         **experiment.task.model_dump(),

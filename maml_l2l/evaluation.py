@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from maml_l2l import distributed
 from maml_l2l.algorithms.meta_learner import MetaLearner, Scores, score
 from maml_l2l.checkpoint import Checkpoint
 from maml_l2l.config import Experiment
@@ -52,15 +53,22 @@ def evaluate(
     normalisation: str = "batch",
     progress: bool = False,
 ) -> Evaluation:
-    """Adapt to the first `tasks` tasks of `stream`; score their queries after each number of inner steps in `steps`."""
+    """Adapt to the first `tasks` tasks of `stream`; score their queries after each number of inner steps in `steps`.
+
+    Several processes share out the tasks; each returns the scores of all.
+    """
     parts: list[Scores] = []
-    with tqdm(total=tasks, unit="task", desc="evaluation", disable=None if progress else True) as bar:
-        for start in range(0, tasks, _TASKS_AT_ONCE):
+    starts = range(0, tasks, _TASKS_AT_ONCE)
+    hidden = None if progress and distributed.rank() == 0 else True
+    with tqdm(total=tasks, unit="task", desc="evaluation", disable=hidden) as bar:
+        for start in starts[distributed.rank() :: distributed.processes()]:
             batch = stream.batch(start, min(_TASKS_AT_ONCE, tasks - start)).to(device)
             logits = learner.adapt_and_score(batch, steps, normalisation)
             labels = batch.query_labels.expand(len(steps), -1, -1)
             parts.append(Scores(*(part.cpu().double() for part in score(logits, labels))))
-            bar.update(len(batch))
+            bar.update(len(batch) * distributed.processes())
+    shares = distributed.from_all(parts)
+    parts = [shares[number % len(shares)][number // len(shares)] for number in range(len(starts))]
     losses, accuracies = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
     return Evaluation(tuple(steps), losses, 100 * accuracies)
 
@@ -77,9 +85,11 @@ def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: s
             f"{experiment.task.ways}. Lower --n_way, or train with task.ways={experiment.task.ways}."
         )
     device = choose_device(experiment.run)
-    images = load_data(experiment.data)
-    check_split(checkpoint.split, images.class_names)
-    stream = task_stream(experiment, images, checkpoint.split, split)
-    steps = range(experiment.eval.steps + 1)
-    learner = checkpoint.learner().to(device)
-    return evaluate(learner, stream, tasks=experiment.eval.tasks, steps=steps, device=device, progress=True)
+    with distributed.process_group(device):
+        with distributed.one_a_machine_first():
+            images = load_data(experiment.data)
+        check_split(checkpoint.split, images.class_names)
+        stream = task_stream(experiment, images, checkpoint.split, split)
+        steps = range(experiment.eval.steps + 1)
+        learner = checkpoint.learner().to(device)
+        return evaluate(learner, stream, tasks=experiment.eval.tasks, steps=steps, device=device, progress=True)

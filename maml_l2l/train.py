@@ -22,14 +22,25 @@ def main() -> None:
         help="override, e.g. train.iterations=2000",
     )
     parser.add_argument("--run_dir", metavar="DIR", help="folder of this run (default: runs/<name of the config>)")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN_DIR",
+        nargs="?",
+        const="",
+        help="go on with the run in RUN_DIR (default: --run_dir), without --config as it was configured",
+    )
     arguments = parser.parse_args()
-    experiment = load_experiment(arguments.config, arguments.set)
-    run_dir = Path(arguments.run_dir or f"runs/{Path(arguments.config or experiment.data.name).stem}")
+    config, run_dir = arguments.config, arguments.resume or arguments.run_dir
+    if arguments.resume and config is None:
+        config = Path(arguments.resume) / "config.yaml"
+    experiment = load_experiment(config, arguments.set)
+    run_dir = Path(run_dir or f"runs/{Path(config or experiment.data.name).stem}")
 
     from maml_l2l.training import train  # PyTorch and learn2learn load here, after the config has been checked
 
-    train(experiment, run_dir)
-    print(f"Done. Evaluate with: python -m maml_l2l.eval --model {run_dir / 'best.pth'}")
+    train(experiment, run_dir, resume=arguments.resume is not None)
+    if commands.is_first_process():
+        print(f"Done. Evaluate with: python -m maml_l2l.eval --model {run_dir / 'best.pth'}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "maml_l2l"
 # Each layer may import from those above it in this list, and its own files from one another.
 LAYERS = [
     ["__init__", "errors", "files", "learn2learn_import"],
-    ["config", "device"],
+    ["config", "device", "distributed", "interruption"],
     ["data"],
     ["tasks"],
     ["backbones"],
