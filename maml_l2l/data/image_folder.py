@@ -101,7 +101,7 @@ def _decode(found: ClassFolders, data: Data, pixels: torch.Tensor) -> LabelledIm
             f"them out): {listing(unread)}"
         )
     if twins:
-        warnings.warn(f"the same picture is in two classes, {len(twins)} times: {listing(twins)}", stacklevel=2)
+        warnings.warn(f"the same picture is in two classes: {listing(twins)}", stacklevel=2)
     return LabelledImages(pixels[: len(labels)], torch.tensor(labels), found.class_names)
 
 
