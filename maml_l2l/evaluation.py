@@ -13,8 +13,9 @@ from maml_l2l import distributed
 from maml_l2l.algorithms.meta_learner import MetaLearner, Scores, score
 from maml_l2l.checkpoint import Checkpoint
 from maml_l2l.config import Experiment
+from maml_l2l.data.images import LabelledImages
 from maml_l2l.data.sources import load_data
-from maml_l2l.data.splits import check_split
+from maml_l2l.data.splits import unseen_classes
 from maml_l2l.device import choose_device
 from maml_l2l.errors import UserError
 from maml_l2l.tasks import TaskStream, task_stream
@@ -76,7 +77,8 @@ def evaluate(
 def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: str) -> Evaluation:
     """Evaluate `checkpoint` on the classes of its own `split`, with the data, task sizes and steps of `experiment`.
 
-    Raises `UserError` where the head has fewer outputs than `task.ways`, or where the data do not hold the classes.
+    Data that share no class with the checkpoint's split are evaluated whole, which is said. Raises `UserError` where
+    the head has fewer outputs than `task.ways`, or where the data do not hold the classes or have other channels.
     """
     head = checkpoint.backbone["ways"]
     if experiment.task.ways > head:
@@ -88,8 +90,19 @@ def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: s
     with distributed.process_group(device):
         with distributed.one_a_machine_first():
             images = load_data(experiment.data)
-        check_split(checkpoint.split, images.class_names)
-        stream = task_stream(experiment, images, checkpoint.split, split)
+        stream = _stream(checkpoint, experiment, images, split)
         steps = range(experiment.eval.steps + 1)
         learner = checkpoint.learner().to(device)
         return evaluate(learner, stream, tasks=experiment.eval.tasks, steps=steps, device=device, progress=True)
+
+
+def _stream(checkpoint: Checkpoint, experiment: Experiment, images: LabelledImages, split: str) -> TaskStream:
+    if images.pixels.shape[1] != checkpoint.backbone["channels"]:
+        raise UserError(
+            f"the checkpoint's network takes images of {checkpoint.backbone['channels']} channels, the data have "
+            f"{images.pixels.shape[1]}. Set data.channels={checkpoint.backbone['channels']}."
+        )
+    classes = unseen_classes(checkpoint.split, split, images.class_names)
+    if classes != checkpoint.split[split] and distributed.rank() == 0:
+        tqdm.write(f"{experiment.data.root} holds no class that the checkpoint knows: all {len(classes)} are evaluated")
+    return task_stream(experiment, images, {split: classes}, split)

@@ -14,12 +14,15 @@ from tqdm import tqdm
 
 from maml_l2l import reporting
 from maml_l2l.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from maml_l2l.config import Experiment, check_resumable
+from maml_l2l.config import Experiment, documented_keys
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import Evaluation
 from maml_l2l.files import make_folder, remove_leftovers, write_atomically
 
 CONFIG, LAST, PREVIOUS, BEST = "config.yaml", "last.pth", "previous.pth", "best.pth"
+
+# What a resumed run may have otherwise: the folder of the data, and where and how often things are written.
+FREE_ON_RESUME = ("data.root", "train.validate_every", "train.checkpoint_every", "run.tensorboard")
 
 
 def holds_run(path: Path) -> bool:
@@ -62,6 +65,26 @@ def saved_state(path: Path, experiment: Experiment) -> Checkpoint | None:
         warnings.warn(message, stacklevel=2)
     check_resumable(checkpoint.experiment, experiment, checkpoint.iteration)
     return checkpoint
+
+
+def check_resumable(saved: Experiment, wanted: Experiment, done: int) -> None:
+    """Raise `UserError` where a run of `saved`, after `done` meta-iterations, cannot go on as `wanted`.
+
+    It may extend `train.iterations` and change the keys of `FREE_ON_RESUME`, nothing else.
+    """
+    changed = []
+    for section, name, _ in documented_keys():
+        key = f"{section}.{name}"
+        old, new = (getattr(getattr(experiment, section), name) for experiment in (saved, wanted))
+        extends = key == "train.iterations" and new >= max(old, done)
+        if old != new and key not in FREE_ON_RESUME and not extends:
+            changed.append(f"`{key}` was {old!r}, found {new!r}")
+    if changed:
+        raise UserError(
+            f"the run cannot be resumed with another config: {'; '.join(changed)}. "
+            "Put the values back, or start another run with --run_dir. A resumed run may only extend "
+            f"train.iterations and change {', '.join(FREE_ON_RESUME)}."
+        )
 
 
 class RunFolder:
