@@ -13,7 +13,7 @@ from maml_l2l.checkpoint import Checkpoint, save_checkpoint
 from maml_l2l.config import Experiment
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import Evaluation
-from maml_l2l.files import make_folder, write_atomically
+from maml_l2l.files import check_writable, make_folder, write_atomically
 
 
 def refuse_used_folder(path: Path) -> None:
@@ -29,8 +29,12 @@ class RunFolder:
     `curves.png`, and on request TensorBoard events. A context manager, which closes the files.
     """
 
-    def __init__(self, path: Path, experiment: Experiment):
-        """Raises `UserError` where `path` cannot be written."""
+    def __init__(self, path: Path, experiment: Experiment, save_to: Path | None = None):
+        """`save_to`: a second path for `best.pth`. Raises `UserError` where `path` or `save_to` cannot be written."""
+        if save_to is not None:
+            make_folder(save_to.parent)
+            check_writable(save_to)
+        self.save_to = save_to
         self.path = make_folder(path)
         self._metrics = reporting.MetricsLog(path, experiment.run.tensorboard)
         config = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
@@ -61,6 +65,8 @@ class RunFolder:
         if accuracy > self._best_accuracy:
             self._best_accuracy, mark = accuracy, " (best)"
             save_checkpoint(checkpoint, self.path / "best.pth")
+            if self.save_to is not None:
+                save_checkpoint(checkpoint, self.save_to)
         tqdm.write(f"meta-iteration {checkpoint.iteration}: validation accuracy {accuracy:.2f} +- {ci95:.2f} %{mark}")
         self._metrics.flush()
         reporting.plot_curves(self.path / "metrics.jsonl", self.path / "curves.png", title=self.path.name)

@@ -44,6 +44,8 @@ class MetaTrainer:
         self.experiment, self.split, self.device = experiment, split, device
         self.training_tasks = task_stream(experiment, images, split, "train")
         self.validation_tasks = task_stream(experiment, images, split, "val")
+        if split["test"]:
+            task_stream(experiment, images, split, "test")  # refuses what could not be evaluated, now and not then
         torch.manual_seed(experiment.run.seed)
         self.backbone = backbone_arguments(experiment.model, experiment.task.ways, images.pixels.shape[1])
         compile_ = experiment.run.compile
@@ -106,18 +108,18 @@ class MetaTrainer:
         )
 
 
-def train(experiment: Experiment, run_dir: Path) -> None:
+def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None) -> None:
     """Meta-train as `experiment` says and leave everything in the folder `run_dir`; see `RunFolder`.
 
-    Raises `UserError` where the data cannot serve the tasks, where `run_dir` already holds a run or cannot be written,
-    and where a loss or meta-gradient is not finite.
+    Raises `UserError` where the data cannot serve the tasks, where `run_dir` already holds a run, where it or `save_to`
+    cannot be written, and where a loss or meta-gradient is not finite.
     """
     device = choose_device(experiment.run)
     refuse_used_folder(run_dir)
     images = load_data(experiment.data)
     trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
     settings = experiment.train
-    with RunFolder(run_dir, experiment) as folder:
+    with RunFolder(run_dir, experiment, save_to) as folder:
         folder.save_last(trainer.checkpoint(0, None, with_optimizer=True))
         progress = tqdm(trainer.iterations(), run_dir.name, settings.iterations, unit="it", disable=None)
         validation_accuracy = None
