@@ -1,13 +1,26 @@
-"""What every command shares: how it ends."""
+"""What commands share: options, and how they end."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from maml_l2l.errors import Stopped, UserError
+
+
+def add_set_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--set KEY=VALUE ...`, which may be given many times."""
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override config keys, e.g. train.iterations=2000",
+    )
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -200,13 +200,20 @@ def parse_experiment(values: Any, origin: str) -> Experiment:
         raise UserError(f"{origin}: {problems}.") from None
 
 
-def with_overrides(experiment: Experiment, overrides: dict[str, Any], origin: str) -> Experiment:
-    """`experiment` with `{"section.key": value}` applied and validated; a value of None leaves the key as it is."""
+def with_overrides(
+    experiment: Experiment, overrides: dict[str, Any], origin: str, settings: Iterable[str] = ()
+) -> Experiment:
+    """`experiment` with `{"section.key": value}` applied and validated; a value of None leaves the key as it is.
+
+    settings: further overrides, as `section.key=value`.
+    """
     values = experiment.model_dump()
     for key, value in overrides.items():
         if value is not None:
             section, _, name = key.partition(".")
             values[section][name] = value
+    for setting in settings:
+        apply_override(values, setting)
     return parse_experiment(values, origin)
 
 

@@ -20,6 +20,17 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def check_writable(path: Path) -> None:
+    """Raise `UserError` where `write_atomically` could not write `path`; what stands there is left as it is."""
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder. Name a file.")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}. Name a folder that can be written.") from None
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], previous: Path | None = None) -> None:
     """Call `write(file)` on a temporary file beside `path`, flush it to the disk, then rename it to `path`.
 

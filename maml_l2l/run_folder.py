@@ -17,7 +17,7 @@ from maml_l2l.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from maml_l2l.config import Experiment, documented_keys
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import Evaluation
-from maml_l2l.files import make_folder, remove_leftovers, write_atomically
+from maml_l2l.files import check_writable, make_folder, remove_leftovers, write_atomically
 
 CONFIG, LAST, PREVIOUS, BEST = "config.yaml", "last.pth", "previous.pth", "best.pth"
 
@@ -94,8 +94,17 @@ class RunFolder:
     A context manager, which closes the files. A lock keeps a second process from writing to the same folder.
     """
 
-    def __init__(self, path: Path, experiment: Experiment, resumed: Checkpoint | None = None):
-        """resumed: what the run goes on from. Raises `UserError` where `path` cannot be written or is in use."""
+    def __init__(
+        self, path: Path, experiment: Experiment, resumed: Checkpoint | None = None, save_to: Path | None = None
+    ):
+        """resumed: what the run goes on from.  save_to: a second path for `best.pth`.
+
+        Raises `UserError` where `path` or `save_to` cannot be written, or another process writes to `path`.
+        """
+        if save_to is not None:
+            make_folder(save_to.parent)
+            check_writable(save_to)
+        self.save_to = save_to
         self.path = make_folder(path)
         self._lock = _locked(path)
         remove_leftovers(path)
@@ -105,6 +114,8 @@ class RunFolder:
         write_atomically(path / CONFIG, lambda file: file.write(config.encode()))
         reporting.write_json(path / "versions.json", reporting.versions())
         self._best_accuracy = resumed.best_accuracy if resumed else None
+        if resumed and (path / BEST).exists():
+            self._copy_best()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -130,9 +141,15 @@ class RunFolder:
         if accuracy > (-math.inf if self._best_accuracy is None else self._best_accuracy):
             self._best_accuracy, mark = accuracy, " (best)"
             save_checkpoint(dataclasses.replace(checkpoint, best_accuracy=accuracy), self.path / BEST)
+            self._copy_best()
         tqdm.write(f"meta-iteration {checkpoint.iteration}: validation accuracy {accuracy:.2f} +- {ci95:.2f} %{mark}")
         self._metrics.sync()
         reporting.plot_curves(self.path / "metrics.jsonl", self.path / "curves.png", title=self.path.name)
+
+    def _copy_best(self) -> None:
+        if self.save_to is not None:
+            best = (self.path / BEST).read_bytes()
+            write_atomically(self.save_to, lambda file: file.write(best))
 
 
 class NoRunFolder:

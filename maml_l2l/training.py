@@ -47,6 +47,8 @@ class MetaTrainer:
         _check_processes(experiment.train.meta_batch)
         self.training_tasks = task_stream(experiment, images, split, "train")
         self.validation_tasks = task_stream(experiment, images, split, "val")
+        if split["test"]:
+            task_stream(experiment, images, split, "test")  # refuses what could not be evaluated, now and not then
         torch.manual_seed(experiment.run.seed)
         self.backbone = backbone_arguments(experiment.model, experiment.task.ways, images.pixels.shape[1])
         compile_ = experiment.run.compile
@@ -148,13 +150,14 @@ def _check_processes(meta_batch: int) -> None:
         )
 
 
-def train(experiment: Experiment, run_dir: Path, resume: bool = False) -> None:
+def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, resume: bool = False) -> None:
     """Meta-train as `experiment` says and leave everything in the folder `run_dir`; see `RunFolder`.
 
-    resume: go on with the run that `run_dir` holds; also when torchrun starts it again after a process died.
+    save_to: a second path for the best checkpoint.  resume: go on with the run that `run_dir` holds; so it is when
+    torchrun starts again after a process died.
     Raises `UserError` where the data cannot serve the tasks, where `run_dir` already holds a run (resume: holds none,
-    or one of another config) or cannot be written, and where a loss or meta-gradient is not finite. Raises `Stopped`
-    after SIGINT or SIGTERM, with everything saved.
+    or one of another config), where it or `save_to` cannot be written, and where a loss or meta-gradient is not finite.
+    Raises `Stopped` after SIGINT or SIGTERM, with everything saved.
     """
     device = choose_device(experiment.run)
     with distributed.process_group(device):
@@ -168,7 +171,7 @@ def train(experiment: Experiment, run_dir: Path, resume: bool = False) -> None:
         trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
         if saved is not None:
             trainer.restore(saved)
-        with RunFolder(run_dir, experiment, saved) if distributed.rank() == 0 else NoRunFolder() as folder:
+        with RunFolder(run_dir, experiment, saved, save_to) if distributed.rank() == 0 else NoRunFolder() as folder:
             if saved is None:
                 folder.save_last(trainer.checkpoint(with_optimizer=True))
             elif distributed.rank() == 0:

@@ -58,6 +58,11 @@ _PARTS = (
 )
 
 
+def holds_omniglot(root: str | Path) -> bool:
+    """Whether Omniglot, or what is left of it, lies in `root`."""
+    return (Path(root) / _FOLDER).is_dir()
+
+
 def load_omniglot(root: str | Path, source: str | None = None, verify: bool = True) -> LabelledImages:
     """All drawings below `root`: (N, 1, 28, 28) uint8, ink = 255, N = 32,460; classes `Alphabet/characterNN`.
 
