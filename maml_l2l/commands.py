@@ -48,7 +48,7 @@ def _status(main: Callable[[], None]) -> int | str | None:
     try:
         main()
     except UserError as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print("error:", _one_line(str(error)), file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -59,3 +59,9 @@ def _status(main: Callable[[], None]) -> int | str | None:
     except SystemExit as leave:  # argparse, after --help or a bad option
         return leave.code
     return 0
+
+
+def _one_line(message: str) -> str:
+    """`message` without line breaks, and with escapes for what would steer a terminal, as a file's keys may."""
+    line = " ".join(message.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

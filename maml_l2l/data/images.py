@@ -11,6 +11,7 @@ import torch
 
 from maml_l2l.errors import UserError
 from maml_l2l.files import make_folder, write_atomically
+from maml_l2l.torch_files import load_torch_file
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages], on_d
     """
     try:
         return _read(path, source_key, on_disk)
-    except Exception:  # absent, of another source, or damaged in a way that makes the unpickler raise almost anything
+    except Exception:
         images = make()
     content = {
         "source_key": source_key,
@@ -61,7 +62,22 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages], on_d
 
 
 def _read(path: Path, source_key: str, on_disk: bool) -> LabelledImages:
-    stored = torch.load(path, weights_only=True, mmap=on_disk)
-    if stored["source_key"] != source_key:
-        raise ValueError("made from another source")
-    return LabelledImages(stored["pixels"], stored["labels"], tuple(stored["class_names"]))
+    """Raises almost any error where the file is absent, damaged, of another source, or holds what it should not."""
+    # Mapped files are not read through, as checking their sums would.
+    stored = torch.load(path, weights_only=True, mmap=True) if on_disk else load_torch_file(path, "image cache")
+    images = LabelledImages(stored["pixels"], stored["labels"], tuple(stored["class_names"]))
+    if stored["source_key"] != source_key or not _is_sound(images):
+        raise ValueError("made from another source, or by another program")
+    return images
+
+
+def _is_sound(images: LabelledImages) -> bool:
+    """Whether everything that `LabelledImages` promises holds; may raise where attributes are of other types."""
+    pixels, labels, names = images.pixels, images.labels, images.class_names
+    return (
+        (pixels.dtype, pixels.ndim) == (torch.uint8, 4)
+        and (labels.dtype, labels.shape) == (torch.int64, pixels.shape[:1])
+        and all(isinstance(name, str) for name in names)
+        and list(names) == sorted(set(names))
+        and torch.equal(labels.unique_consecutive(), torch.arange(len(names)))
+    )

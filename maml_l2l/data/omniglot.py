@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -229,9 +230,11 @@ def _decode_file(path: str) -> np.ndarray:
     from maml_l2l.data.ink import ink_pixels
 
     try:
-        with Image.open(path) as image:
-            return ink_pixels(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # from Image.MAX_IMAGE_PIXELS on
+            with Image.open(path, formats=["PNG"]) as image:
+                return ink_pixels(image)
+    except Exception as error:  # damaged bytes make Pillow's readers raise almost anything
         raise UserError(
             f"the image {path} is damaged ({error}). Delete this file and run "
             "`python -m maml_l2l.download` with the same path and source: it writes the file anew."
