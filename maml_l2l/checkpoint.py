@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from maml_l2l.config_problems import shown
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.errors import UserError
 from maml_l2l.files import write_atomically
-from maml_l2l.torch_files import load_torch_file
+from maml_l2l.torch_files import load_torch_file, save_torch_file
 
 FORMAT = "maml_l2l checkpoint"
 VERSION = 1
@@ -63,14 +62,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = 
     previous: where the old contents are kept, see `write_atomically`.
     """
     content = {"format": FORMAT, "version": VERSION, **vars(checkpoint)}
-    write_atomically(path, lambda file: _save(content, file), previous)
-
-
-def _save(content: dict, file: BinaryIO) -> None:
-    """`torch.save`, whose writer turns a full disk into a RuntimeError: here the file's own error comes out."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    file.write(buffer.getbuffer())
+    write_atomically(path, lambda file: save_torch_file(content, file), previous)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

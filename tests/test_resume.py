@@ -16,6 +16,7 @@ import torch
 from maml_l2l import files, run_folder
 from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
 from maml_l2l.config import load_experiment
+from maml_l2l.data.glyphs import load_glyphs
 from maml_l2l.errors import Stopped, UserError
 from maml_l2l.interruption import StopRequests
 from maml_l2l.training import MetaTrainer, train
@@ -335,6 +336,15 @@ def test_a_full_disk_ends_the_run_and_costs_nothing(overrides, uninterrupted, tm
         filler.unlink()
         resume(overrides, disk / "run")
         assert_same_run(disk / "run", uninterrupted)
+
+
+@linux
+def test_a_disk_too_small_for_the_image_cache_costs_a_warning(glyphs_root, tmp_path):
+    with mounted(tmp_path / "disk", "size=500k") as disk:
+        with pytest.warns(UserWarning, match=r"could not be cached: cannot write .*No space left on device"):
+            images = load_glyphs(disk, alphabets=3)
+        assert torch.equal(images.pixels, load_glyphs(glyphs_root, alphabets=3).pixels)
+        assert not list(disk.rglob("*.tmp"))
 
 
 @linux

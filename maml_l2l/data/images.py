@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 
 from maml_l2l.errors import UserError
 from maml_l2l.files import make_folder, write_atomically
-from maml_l2l.torch_files import load_torch_file
+from maml_l2l.torch_files import load_torch_file, save_torch_file
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,9 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages], on_d
     another source, is made anew. A cache that cannot be written costs a warning, never the run.
     on_disk: the pixels are not read into memory, but mapped from `path`; where that cannot be written: `UserError`.
     """
-    try:
+    with contextlib.suppress(Exception):  # absent, of another source, or damaged, which may raise almost anything
         return _read(path, source_key, on_disk)
-    except Exception:
-        images = make()
+    images = make()
     content = {
         "source_key": source_key,
         "pixels": images.pixels,
@@ -53,7 +53,7 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages], on_d
     }
     try:
         make_folder(path.parent)
-        write_atomically(path, lambda file: torch.save(content, file))
+        write_atomically(path, lambda file: save_torch_file(content, file))
     except UserError as error:
         if on_disk:
             raise
