@@ -66,7 +66,7 @@ def evaluate(
 
 
 def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: str) -> Evaluation:
-    """Evaluate `checkpoint` on the classes of its own `split`, with the data, task sizes and steps of `experiment`.
+    """Evaluate `checkpoint` on its own `split`, with the data, task sizes, steps and normalisation of `experiment`.
 
     Raises `UserError` where the head has fewer outputs than `task.ways`, or where the data do not hold the classes.
     """
@@ -81,5 +81,12 @@ def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: s
     check_split(checkpoint.split, images.class_names)
     stream = task_stream(experiment, images, checkpoint.split, split)
     steps = range(experiment.eval.steps + 1)
-    learner = checkpoint.learner().to(device)
-    return evaluate(learner, stream, tasks=experiment.eval.tasks, steps=steps, device=device, progress=True)
+    return evaluate(
+        checkpoint.learner().to(device),
+        stream,
+        tasks=experiment.eval.tasks,
+        steps=steps,
+        device=device,
+        normalisation=experiment.algorithm.normalisation,
+        progress=True,
+    )

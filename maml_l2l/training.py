@@ -62,16 +62,24 @@ class MetaTrainer:
         for iteration in range(settings.iterations):
             meta_lr = self._set_meta_lr(iteration)
             tasks = self.training_tasks.batch(iteration * settings.meta_batch, settings.meta_batch).to(self.device)
-            scores = self.learner.meta_gradient(tasks, self.experiment.algorithm.inner_steps)
+            algorithm = self.experiment.algorithm
+            scores = self.learner.meta_gradient(tasks, algorithm.inner_steps, algorithm.normalisation)
             self._check_finite(iteration, scores)
             self.optimizer.step()
             loss, accuracy = scores.losses.mean().item(), 100 * scores.accuracies.mean().item()
             yield MetaIteration(iteration + 1, loss, accuracy, meta_lr)
 
     def validate(self) -> Evaluation:
-        """Scores on the fixed validation tasks, after as many inner steps as in training."""
-        tasks, steps = self.experiment.train.validate_tasks, [self.experiment.algorithm.inner_steps]
-        return evaluate(self.learner, self.validation_tasks, tasks=tasks, steps=steps, device=self.device)
+        """Scores on the fixed validation tasks, after as many inner steps and normalised as in training."""
+        algorithm = self.experiment.algorithm
+        return evaluate(
+            self.learner,
+            self.validation_tasks,
+            tasks=self.experiment.train.validate_tasks,
+            steps=[algorithm.inner_steps],
+            device=self.device,
+            normalisation=algorithm.normalisation,
+        )
 
     def checkpoint(self, done: int, validation_accuracy: float | None, with_optimizer: bool) -> Checkpoint:
         """The state after `done` meta-iterations."""

@@ -91,6 +91,19 @@ def test_evaluation_takes_other_task_sizes(trained):
     assert len(done.stdout.splitlines()) == 1 + 1 + 2
 
 
+def test_evaluation_reports_either_normalisation(trained, tmp_path):
+    folder, _ = trained
+    found = {}
+    for normalisation in ("batch", "support"):
+        report = tmp_path / f"{normalisation}.json"
+        options = ["--normalisation", normalisation, "--tasks", 30, "--steps", 1, "--json", report]
+        done = run("maml_l2l.eval", "--model", folder / "best.pth", *options)
+        assert f"test classes, {normalisation} statistics" in done.stdout, done.stderr
+        found[normalisation] = json.loads(report.read_text())
+        assert found[normalisation]["normalisation"] == normalisation
+    assert found["batch"]["accuracy"] != found["support"]["accuracy"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
