@@ -5,8 +5,6 @@ Every key is documented here and nowhere else; the README's table is printed by 
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,9 +12,18 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from maml_l2l.config_problems import describe_problem
 from maml_l2l.errors import UserError
+from maml_l2l.yaml_values import apply_override, read_yaml
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+_DRAWINGS = {
+    "image_size": 28,
+    "channels": 1,
+    "rotate": True,
+}  # of omniglot and glyphs, called drawings below
+_PICTURES = {"image_size": 84, "channels": 3, "rotate": False}  # of a folder, where nothing else is set
 
 
 class _Section(BaseModel):
@@ -24,8 +31,10 @@ class _Section(BaseModel):
 
 
 class Data(_Section):
-    name: Literal["omniglot", "glyphs"] = Field(
-        "omniglot", description="`omniglot` (downloaded when absent) or `glyphs` (embedded, drawn on first use)"
+    name: Literal["omniglot", "glyphs", "folder"] = Field(
+        "omniglot",
+        description="`omniglot` (downloaded when absent), `glyphs` (embedded, drawn on first use) or `folder` "
+        "(pictures of your own, in a folder for each class)",
     )
     root: str = Field("data", description="folder that holds the data set, or will")
     source: str | None = Field(
@@ -34,10 +43,53 @@ class Data(_Section):
     verify: bool = Field(True, description="omniglot: refuse archives whose MD5 sum is not the original's")
     split: Literal["finn", "alphabets"] = Field(
         "finn",
-        description="`finn`: 1,100 / 100 / 423 of the 1,623 characters; `alphabets`: unseen alphabets for testing",
+        description="drawings: `finn`: 1,100 / 100 / 423 of 1,623 characters; `alphabets`: unseen alphabets test",
     )
     alphabets: int = Field(50, ge=3, le=50, description="glyphs: number of alphabets; 50 hold 1,623 characters")
-    rotate: bool = Field(True, description="rotate each class of a task by a random multiple of 90 degrees")
+    rotate: bool | None = Field(
+        None, description="rotate each class of a task by a random multiple of 90 degrees; unset: except for folder"
+    )
+    image_size: int | None = Field(
+        None, ge=1, description="folder: side of the square that pictures become, in pixels; unset: 84 (drawings: 28)"
+    )
+    channels: Literal[1, 3] | None = Field(None, description="folder: 1 (grey) or 3 (colour); unset: 3 (drawings: 1)")
+    fit: Literal["crop", "pad"] = Field(
+        "crop", description="folder: make pictures square by a centre crop, or by white margins"
+    )
+    invert: bool = Field(False, description="folder: turn dark ink on light paper into ink = 1, paper = 0")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="folder: share of the classes that validates")
+    test_fraction: float = Field(0.2, ge=0, lt=1, description="folder: share of the classes that tests")
+    split_seed: int = Field(0, description="folder: seed of the class split")
+    max_memory: int = Field(
+        4096, ge=1, description="folder: MiB of decoded images that are held in memory; more are read from the disk"
+    )
+    drop_small_classes: bool = Field(
+        False, description="leave out classes with fewer pictures than shots + queries, instead of refusing them"
+    )
+    skip_damaged: bool = Field(
+        False, description="folder: leave out files that cannot be read as pictures, instead of refusing them"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unset_keys_get_the_values_of_the_data_set(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        usual = _PICTURES if values.get("name") == "folder" else _DRAWINGS
+        return values | {key: value for key, value in usual.items() if values.get(key) is None}
+
+    @model_validator(mode="after")
+    def _the_keys_fit_together(self) -> Data:
+        for key in ("image_size", "channels"):
+            found = getattr(self, key)
+            if self.name != "folder" and found != _DRAWINGS[key]:
+                raise ValueError(f"`data.{key}` is {_DRAWINGS[key]} for `data.name: {self.name}`, found {found}")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"`data.val_fraction` + `data.test_fraction` should be less than 1, so that classes are left to train, "
+                f"found {self.val_fraction} + {self.test_fraction}"
+            )
+        return self
 
 
 class Task(_Section):
@@ -137,9 +189,9 @@ def load_experiment(path: str | Path | None, overrides: Iterable[str] = ()) -> E
 
     Raises `UserError` naming key, value and file where one is unknown, of the wrong type or out of range.
     """
-    values = _read_yaml(Path(path)) if path is not None else {}
+    values = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     return parse_experiment(values, origin=str(path) if path is not None else "the command line")
 
 
@@ -148,17 +200,9 @@ def parse_experiment(values: Any, origin: str) -> Experiment:
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_describe(problem) for problem in error.errors())
+        keys = [f"{section}.{name}" for section, name, _ in documented_keys()]
+        problems = "; ".join(describe_problem(problem, keys) for problem in error.errors())
         raise UserError(f"{origin}: {problems}.") from None
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, with YAML 1.2's floats: YAML 1.1 reads `1e-3` as a string."""
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def with_overrides(experiment: Experiment, overrides: dict[str, Any], origin: str) -> Experiment:
@@ -169,60 +213,6 @@ def with_overrides(experiment: Experiment, overrides: dict[str, Any], origin: st
             section, _, name = key.partition(".")
             values[section][name] = value
     return parse_experiment(values, origin)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _YamlLoader)
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}. Give the path of a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected sections such as `task:` and `train:`, found {type(values).__name__}.")
-    return values
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not (equals and dot and section and name):
-        raise UserError(f"--set {override}: expected section.key=value, for example train.iterations=2000.")
-    try:
-        value = yaml.load(text, _YamlLoader)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: {text!r} is not a YAML value; put quotes around it.") from None
-    if values.get(section) is None:
-        values[section] = {}
-    if not isinstance(values[section], dict):
-        raise UserError(f"--set {override}: {section} holds {values[section]!r}, expected a section of keys.")
-    values[section][name] = value
-
-
-def _describe(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key `{key}`{_nearest_key(location)}"
-    if problem["type"] == "value_error":
-        return problem["msg"].removeprefix("Value error, ")
-    expected = problem["msg"].replace("Input should", "should").rstrip(".")
-    if problem["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        expected = "should be a section of keys"
-    return f"`{key or 'config'}` {expected}, found {problem['input']!r}"
-
-
-def _nearest_key(location: list[str]) -> str:
-    """The known key that the user most likely meant: the spelling first, then the same name in another section."""
-    known = {f"{section}.{name}": name for section, name, _ in documented_keys()}
-    sections = list(Experiment.model_fields)
-    by_name = [key for key, name in known.items() if name == location[-1]]
-    if len(location) == 1:
-        near = difflib.get_close_matches(location[0], sections, n=1, cutoff=0.7) or by_name
-    else:
-        near = difflib.get_close_matches(".".join(location), known, n=1, cutoff=0.75) or by_name
-        near = near or difflib.get_close_matches(".".join(location), known, n=1)
-    return f" (did you mean `{near[0]}`?)" if near else f" (known sections: {', '.join(sections)})"
 
 
 def documented_keys() -> Iterable[tuple[str, str, Any]]:

@@ -41,6 +41,13 @@ def config_file(tmp_path, text):
             "algorithm:\n  engine: loop\nrun:\n  compile: true\n",
             r"experiment.yaml: `run.compile` is for `algorithm.engine: vectorized`, found engine `loop`",
         ),
+        ("data:\n  image_size: 32\n", r"`data.image_size` is 28 for `data.name: omniglot`, found 32"),
+        ("data:\n  name: glyphs\n  channels: 3\n", r"`data.channels` is 1 for `data.name: glyphs`, found 3"),
+        ("data:\n  name: folder\n  channels: 2\n", r"`data.channels` should be 1 or 3, found 2"),
+        (
+            "data:\n  val_fraction: 0.6\n  test_fraction: 0.4\n",
+            r"`data.val_fraction` \+ `data.test_fraction` should be less than 1.*found 0.6 \+ 0.4",
+        ),
         ("task: 5\n", r"`task` should be a section of keys, found 5"),
         ("- task\n", r"expected sections such as `task:` and `train:`, found list"),
         ("", r"expected sections such as `task:` and `train:`, found NoneType"),
@@ -65,6 +72,15 @@ def test_a_missing_file_is_named():
 
 def test_an_empty_section_means_its_defaults(tmp_path):
     assert load_experiment(config_file(tmp_path, "task:\ntrain:\n  iterations: 7\n")).task == Experiment().task
+
+
+def test_unset_keys_of_the_data_become_those_of_the_data_set(tmp_path):
+    drawings, pictures = Experiment().data, load_experiment(None, ["data.name=folder"]).data
+    assert (drawings.image_size, drawings.channels, drawings.rotate) == (28, 1, True)
+    assert (pictures.image_size, pictures.channels, pictures.rotate) == (84, 3, False)
+    path = config_file(tmp_path, "data:\n  name: folder\n  image_size: 32\n  channels: 1\n  rotate: true\n")
+    pictures = load_experiment(path).data
+    assert (pictures.image_size, pictures.channels, pictures.rotate) == (32, 1, True)
 
 
 def test_scientific_notation_without_a_dot_is_a_number(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "maml_l2l"
 # Each layer may import from those above it in this list, and its own files from one another.
 LAYERS = [
-    ["__init__", "errors", "files", "learn2learn_import"],
+    ["__init__", "config_problems", "errors", "files", "learn2learn_import", "yaml_values"],
     ["config", "device"],
     ["data"],
     ["tasks"],

@@ -1,0 +1,79 @@
+"""From one picture, as an image file holds it, to the pixels that the network sees."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from maml_l2l.config import Data
+from maml_l2l.data.ink import ink_pixels
+from maml_l2l.errors import UserError
+
+# `read_picture` refuses what Pillow only warns of.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def picture_pixels(image: Image.Image, data: Data) -> np.ndarray:
+    """Return a picture as (C, H, W) uint8, as the data set that `data` describes holds it.
+
+    It is turned as its EXIF orientation says, and lies on white where it is transparent. For omniglot and glyphs it
+    then goes the way of `ink_pixels`. For a folder it becomes grey or RGB (`data.channels`), square (`data.fit`) and
+    `data.image_size` pixels wide, by antialiased bilinear resizing, and untouched where it has that size already;
+    `data.invert` comes last.
+    Raises `ValueError` where its numbers have no known range.
+    """
+    image = _upright_on_white(image)
+    if data.name != "folder":
+        return ink_pixels(image)[None]
+    image = image.convert("L" if data.channels == 1 else "RGB")
+    size = (data.image_size, data.image_size)
+    if data.fit == "crop":
+        image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    else:
+        image = ImageOps.pad(image, size, Image.Resampling.BILINEAR, color="white")
+    pixels = np.array(image).reshape(*size, -1).transpose(2, 0, 1)
+    return 255 - pixels if data.invert else pixels
+
+
+def read_picture(path: str | Path, data: Data) -> np.ndarray:
+    """`picture_pixels` of the image file `path`, of the first frame where there are several.
+
+    Raises `UserError` where it is no picture, is damaged, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            _check_size(image, path)
+            return picture_pixels(image, data)
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is not a picture that Pillow can read. Replace or remove it.") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"the picture {path} is too large: {error} Scale it down.") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"the picture {path} cannot be read: {reason}. Replace or remove it.") from None
+    except Exception as error:  # damaged bytes make Pillow's readers raise almost anything
+        raise UserError(f"the picture {path} is damaged ({error}). Replace or remove it.") from None
+
+
+def _check_size(image: Image.Image, path: str | Path) -> None:
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:
+        size = f"{image.width} x {image.height} pixels"
+        raise UserError(f"the picture {path} is too large: {size}, more than {most} in all. Scale it down.")
+
+
+def _upright_on_white(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its numbers are floats of no known range: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits, of which `convert` would keep the lower 8
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
