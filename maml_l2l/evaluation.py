@@ -15,7 +15,6 @@ from maml_l2l.config import Experiment
 from maml_l2l.data.sources import load_data
 from maml_l2l.data.splits import check_split
 from maml_l2l.device import choose_device
-from maml_l2l.errors import UserError
 from maml_l2l.tasks import TaskStream, task_stream
 
 _TASKS_AT_ONCE = 50
@@ -70,12 +69,7 @@ def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: s
 
     Raises `UserError` where the head has fewer outputs than `task.ways`, or where the data do not hold the classes.
     """
-    head = checkpoint.backbone["ways"]
-    if experiment.task.ways > head:
-        raise UserError(
-            f"the checkpoint's head has {head} outputs, so it serves tasks of up to {head} classes, not of "
-            f"{experiment.task.ways}. Lower --n_way, or train with task.ways={experiment.task.ways}."
-        )
+    checkpoint.check_ways(experiment.task.ways)
     device = choose_device(experiment.run)
     images = load_data(experiment.data)
     check_split(checkpoint.split, images.class_names)

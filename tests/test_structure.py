@@ -15,7 +15,7 @@ LAYERS = [
     ["backbones"],
     ["algorithms"],
     ["checkpoint"],
-    ["evaluation"],
+    ["evaluation", "prediction"],
     ["reporting"],
     ["run_folder"],
     ["training"],
