@@ -59,7 +59,7 @@ class FewShotClassifier:
         if len(support) != len(indices):
             raise UserError(f"there are {len(support)} images and {len(indices)} labels. Give each image one label.")
         if len(classes) < 2:
-            raise UserError(f"all labels are {classes.tolist()[0]!r}, and one class leaves no choice. Give two or more.")
+            raise UserError(f"all labels are {classes.tolist()[0]!r}. Give two classes or more.")
         self._checkpoint.check_ways(len(classes))
         self.classes_, self._support = classes, (support, torch.from_numpy(indices))
         return self

@@ -135,7 +135,7 @@ BLANK = np.full((28, 28), 255, np.uint8)
     ("images", "labels", "message"),
     [
         ([BLANK] * 3, ["a", "b"], "there are 3 images and 2 labels. Give each image one label."),
-        ([BLANK] * 2, ["a", "a"], "all labels are 'a', and one class leaves no choice. Give two or more."),
+        ([BLANK] * 2, ["a", "a"], "all labels are 'a'. Give two classes or more."),
         ([], [], "there are no pictures in the list. Give one or more."),
         ([BLANK] * 2, [["a", "b"]], "one for each image; found an array of shape (1, 2)."),
         ([BLANK] * 2, [1, None], "labels must be a list of strings or integers, one for each image; found what does"),
