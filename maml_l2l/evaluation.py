@@ -13,7 +13,7 @@ from maml_l2l.algorithms.meta_learner import MetaLearner, Scores, score
 from maml_l2l.checkpoint import Checkpoint
 from maml_l2l.config import Experiment
 from maml_l2l.data.sources import load_data
-from maml_l2l.data.splits import check_split
+from maml_l2l.data.splits import unseen_classes
 from maml_l2l.device import choose_device
 from maml_l2l.tasks import TaskStream, task_stream
 
@@ -67,13 +67,21 @@ def evaluate(
 def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: str) -> Evaluation:
     """Evaluate `checkpoint` on its own `split`, with the data, task sizes, steps and normalisation of `experiment`.
 
-    Raises `UserError` where the head has fewer outputs than `task.ways`, or where the data do not hold the classes.
+    Data that share no class with the checkpoint's split are evaluated whole, which is said. Raises `UserError` where
+    the head has fewer outputs than `task.ways`, or where the data do not hold the classes or have other channels.
     """
     checkpoint.check_ways(experiment.task.ways)
     device = choose_device(experiment.run)
     images = load_data(experiment.data)
-    check_split(checkpoint.split, images.class_names)
-    stream = task_stream(experiment, images, checkpoint.split, split)
+    if images.pixels.shape[1] != checkpoint.backbone["channels"]:
+        raise UserError(
+            f"the checkpoint's network takes images of {checkpoint.backbone['channels']} channels, the data have "
+            f"{images.pixels.shape[1]}. Set data.channels={checkpoint.backbone['channels']}."
+        )
+    classes = unseen_classes(checkpoint.split, split, images.class_names)
+    if classes != checkpoint.split[split]:
+        tqdm.write(f"{experiment.data.root} holds no class that the checkpoint knows: all {len(classes)} are evaluated")
+    stream = task_stream(experiment, images, {split: classes}, split)
     steps = range(experiment.eval.steps + 1)
     return evaluate(
         checkpoint.learner().to(device),

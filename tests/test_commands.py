@@ -109,7 +109,10 @@ def test_evaluation_reports_either_normalisation(trained, tmp_path):
     [
         (["--n_way", 4], "the checkpoint's head has 3 outputs, so it serves tasks of up to 3 classes, not of 4"),
         (["--tasks", -5], "the command line: `eval.tasks` should be greater than or equal to 2, found -5"),
-        (["--k_shot", 15, "--n_query", 6], "task.shots + task.queries is 15 + 6 = 21, but a class of the test split"),
+        (
+            ["--k_shot", 15, "--n_query", 6],
+            "task.shots + task.queries is 15 + 6 = 21, but 26 of the 26 classes of the test split",
+        ),
     ],
 )
 def test_bad_evaluations_are_user_errors(trained, arguments, message):

@@ -100,7 +100,7 @@ def test_other_data_than_the_checkpoint_s_are_refused(checkpoint):
     experiment = with_overrides(checkpoint.experiment, {"data.alphabets": 4}, "test")
     checkpoint.split["test"].append("Alphabet_99/character01")
     try:
-        with pytest.raises(UserError, match=r"1 classes of the split are not in the data set.*Alphabet_99"):
+        with pytest.raises(UserError, match=r"1 of the 27 test classes of the checkpoint are not in .*Alphabet_99"):
             evaluate_checkpoint(checkpoint, experiment, "test")
     finally:
         checkpoint.split["test"].pop()

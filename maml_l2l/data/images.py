@@ -20,30 +20,30 @@ class LabelledImages:
     pixels: (N, C, H, W) uint8; the network sees `pixels / 255`.
     labels: (N,) int64, non-decreasing; an index into `class_names`.
     class_names: sorted, unique, with '/' between levels, e.g. `Greek/character03`.
+    parts: where the data set comes split, `train`, `val` or `test` for each class, in the order of `class_names`.
     """
 
     pixels: torch.Tensor
     labels: torch.Tensor
     class_names: tuple[str, ...]
+    parts: tuple[str, ...] | None = None
 
     def class_sizes(self) -> list[int]:
         """Number of images of each class, in the order of `class_names`."""
         return torch.bincount(self.labels, minlength=len(self.class_names)).tolist()
 
 
-def cached(path: Path, source_key: str, make: Callable[[], LabelledImages]) -> LabelledImages:
+def cached(path: Path, source_key: str, make: Callable[[], LabelledImages], on_disk: bool = False) -> LabelledImages:
     """Return `make()`, kept in the file `path` for as long as `source_key` stays the same.
 
     `source_key` names everything that the pixels depend on. A cache file that is damaged, or that was made from
     another source, is made anew. A cache that cannot be written costs a warning, never the run.
+    on_disk: the pixels are not read into memory, but mapped from `path`; where that cannot be written: `UserError`.
     """
     try:
-        stored = torch.load(path, weights_only=True)
-        if stored["source_key"] == source_key:
-            return LabelledImages(stored["pixels"], stored["labels"], tuple(stored["class_names"]))
-    except Exception:  # absent, or damaged in a way that makes the unpickler raise almost anything
-        pass
-    images = make()
+        return _read(path, source_key, on_disk)
+    except Exception:  # absent, of another source, or damaged in a way that makes the unpickler raise almost anything
+        images = make()
     content = {
         "source_key": source_key,
         "pixels": images.pixels,
@@ -54,5 +54,14 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages]) -> L
         make_folder(path.parent)
         write_atomically(path, lambda file: torch.save(content, file))
     except UserError as error:
+        if on_disk:
+            raise
         warnings.warn(f"the decoded images could not be cached: {error}", stacklevel=2)
-    return images
+    return _read(path, source_key, on_disk) if on_disk else images
+
+
+def _read(path: Path, source_key: str, on_disk: bool) -> LabelledImages:
+    stored = torch.load(path, weights_only=True, mmap=on_disk)
+    if stored["source_key"] != source_key:
+        raise ValueError("made from another source")
+    return LabelledImages(stored["pixels"], stored["labels"], tuple(stored["class_names"]))
