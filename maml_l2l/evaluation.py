@@ -15,6 +15,7 @@ from maml_l2l.config import Experiment
 from maml_l2l.data.sources import load_data
 from maml_l2l.data.splits import unseen_classes
 from maml_l2l.device import choose_device
+from maml_l2l.errors import UserError
 from maml_l2l.tasks import TaskStream, task_stream
 
 _TASKS_AT_ONCE = 50

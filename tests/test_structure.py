@@ -20,7 +20,7 @@ LAYERS = [
     ["run_folder"],
     ["training"],
     ["commands"],
-    ["train", "eval", "download"],
+    ["train", "eval", "predict", "download"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
