@@ -145,7 +145,7 @@ def plot_predictions(
     for row, (name, pictures) in zip(upper.subplots(rows, _COLUMNS, squeeze=False), shown.items(), strict=True):
         row[0].set_ylabel(_shortened(name), rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
         _draw(row, pictures)
-    axes = lower.subplots(query_rows, _COLUMNS, squeeze=False).flat
+    axes = lower.subplots(query_rows, _COLUMNS, squeeze=False).ravel()
     for place, found in zip(axes, predictions[: len(queries)], strict=False):
         title = f"{_shortened(found['class'])}\n{100 * found['probability']:.1f} %"
         place.set_title(title, fontsize=9, parse_math=False)
@@ -158,7 +158,7 @@ def _shown(what: str, drawn: int, total: int) -> str:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= 18 else f"...{name[-15:]}"
+    return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"
 
 
 def _draw(places, pictures: torch.Tensor) -> None:

@@ -41,7 +41,7 @@ def trained(glyphs_root, tmp_path_factory):
     return folder / "run", done
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "download"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "download"])
 def test_help_does_not_import_torch(command):
     code = (
         f"import sys, maml_l2l.{command} as command\nsys.argv = ['{command}', '--help']\n"
