@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from maml_l2l.algorithms import MetaLearner, build_learner
+from maml_l2l.checkpoint_validation import checked_contents
 from maml_l2l.config import Experiment, parse_experiment
+from maml_l2l.config_problems import shown
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.errors import UserError
 from maml_l2l.files import write_atomically
+from maml_l2l.torch_files import load_torch_file, save_torch_file
 
 FORMAT = "maml_l2l checkpoint"
 VERSION = 1
+MAX_BYTES = 2**30  # 700 times what 64 filters take
 _REMEDY = "Give the path of a `.pth` file that training wrote."
 
 
@@ -26,15 +31,18 @@ class Checkpoint:
     iteration: meta-iterations done.                                validation_accuracy: percent, None before the first.
     backbone: keyword arguments of `maml_l2l.backbones.Conv4`.      weights: its state dict.
     optimizer: the outer loop's state dict, None in `best.pth`.
+    best_accuracy: percent, the highest validation accuracy so far.  metrics_bytes: size of `metrics.jsonl` then.
     """
 
-    config: dict
+    config: dict[str, dict[str, Any]]
     split: ClassSplit
     iteration: int
     validation_accuracy: float | None
-    backbone: dict
-    weights: dict
-    optimizer: dict | None
+    backbone: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any] | None
+    best_accuracy: float | None = None
+    metrics_bytes: int = 0
 
     @property
     def experiment(self) -> Experiment:
@@ -57,25 +65,29 @@ class Checkpoint:
         return learner
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write `checkpoint` to `path`, which holds a whole checkpoint or its old contents whatever interrupts this."""
+def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = None) -> None:
+    """Write `checkpoint` to `path`, which holds a whole checkpoint or its old contents whatever interrupts this.
+
+    previous: where the old contents are kept, see `write_atomically`.
+    """
     content = {"format": FORMAT, "version": VERSION, **vars(checkpoint)}
-    write_atomically(path, lambda file: torch.save(content, file))
+    write_atomically(path, lambda file: save_torch_file(content, file), previous)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU, with `weights_only=True`. Raises `UserError` where `path` holds none."""
+    """Read a checkpoint onto the CPU, without running code from it, and check everything that it holds.
+
+    Raises `UserError` where `path` holds none, or one that does not fit together; see `checked_contents`.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {path}. {_REMEDY}") from None
-    except Exception:  # damaged bytes make the unpickler raise almost anything
-        raise UserError(f"{path} is not a checkpoint, or is damaged. {_REMEDY}") from None
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        content = load_torch_file(Path(path), "checkpoint", MAX_BYTES)
+    except UserError as error:
+        raise UserError(f"{error} {_REMEDY}") from None
+    if type(content) is not dict or content.pop("format", None) != FORMAT:
         raise UserError(f"{path} is not a checkpoint of maml_l2l. {_REMEDY}")
     version = content.pop("version", None)
     if version != VERSION:
         raise UserError(
-            f"{path} has checkpoint version {version}, this maml_l2l reads version {VERSION}. Upgrade maml_l2l."
+            f"{path} has checkpoint version {shown(version)}, this maml_l2l reads version {VERSION}. Upgrade maml_l2l."
         )
-    return Checkpoint(**content)
+    return Checkpoint(**checked_contents(content, Checkpoint, str(path)))

@@ -5,25 +5,38 @@ Every key is documented here and nowhere else; the README's table is printed by 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from maml_l2l.config_problems import describe_problem
+from maml_l2l.config_problems import describe_problems
 from maml_l2l.errors import UserError
 from maml_l2l.yaml_values import apply_override, read_yaml
 
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-_DRAWINGS = {
-    "image_size": 28,
-    "channels": 1,
-    "rotate": True,
-}  # of omniglot and glyphs, called drawings below
-_PICTURES = {"image_size": 84, "channels": 3, "rotate": False}  # of a folder, where nothing else is set
+def _path_text(text: str) -> str:
+    try:
+        possible = text and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise PydanticCustomError("path", "Input should be a path that a file can have")
+    return text
+
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PathText = Annotated[str, AfterValidator(_path_text)]
+
+MAX_WAYS, MAX_FILTERS = 10_000, 1024  # so that no number in a file makes a network that no machine holds
+
+# What is unset: for omniglot and glyphs, which are drawings, and for a folder of pictures.
+_DRAWINGS = {"image_size": 28, "channels": 1, "rotate": True}
+_PICTURES = {"image_size": 84, "channels": 3, "rotate": False}
 
 
 class _Section(BaseModel):
@@ -36,8 +49,8 @@ class Data(_Section):
         description="`omniglot` (downloaded when absent), `glyphs` (embedded, drawn on first use) or `folder` "
         "(pictures of your own, in a folder for each class)",
     )
-    root: str = Field("data", description="folder that holds the data set, or will")
-    source: str | None = Field(
+    root: PathText = Field("data", description="folder that holds the data set, or will")
+    source: PathText | None = Field(
         None, description="omniglot: another base address, or a folder that holds the two archives"
     )
     verify: bool = Field(True, description="omniglot: refuse archives whose MD5 sum is not the original's")
@@ -93,14 +106,14 @@ class Data(_Section):
 
 
 class Task(_Section):
-    ways: int = Field(5, ge=2, description="classes a task")
+    ways: int = Field(5, ge=2, le=MAX_WAYS, description="classes a task")
     shots: int = Field(1, ge=1, description="support images a class")
     queries: int = Field(1, ge=1, description="query images a class")
 
 
 class Model(_Section):
     name: Literal["conv4"] = Field("conv4", description="the backbone: four convolution blocks and a linear head")
-    filters: int = Field(64, ge=1, description="filters of each convolution")
+    filters: int = Field(64, ge=1, le=MAX_FILTERS, description="filters of each convolution")
     downsample: Literal["stride", "max_pool"] = Field(
         "stride", description="halve the image in each block by a stride of 2, or by 2x2 max-pooling"
     )
@@ -132,6 +145,7 @@ class Train(_Section):
     )
     validate_every: int = Field(500, ge=1, description="meta-iterations between validations")
     validate_tasks: int = Field(200, ge=2, description="tasks of the fixed validation set")
+    max_grad_norm: Rate | None = Field(None, description="clip the meta-gradient to this norm; unset: not at all")
     checkpoint_every: int = Field(500, ge=1, description="meta-iterations between writings of `last.pth`")
 
 
@@ -141,13 +155,13 @@ class Eval(_Section):
 
 
 class Run(_Section):
-    seed: int = Field(0, ge=0, description="seed of the initial weights and of the task streams")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the initial weights and of the task streams")
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$",
         description="`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ...",
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads of PyTorch; unset: PyTorch's own choice")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of PyTorch; unset: PyTorch's own choice")
     compile: bool | Literal["auto"] = Field(
         "auto", description="compile the vectorized engine: true, false, or `auto`: on CPUs from 1,000 meta-iterations"
     )
@@ -201,17 +215,23 @@ def parse_experiment(values: Any, origin: str) -> Experiment:
         return Experiment.model_validate(values)
     except ValidationError as error:
         keys = [f"{section}.{name}" for section, name, _ in documented_keys()]
-        problems = "; ".join(describe_problem(problem, keys) for problem in error.errors())
-        raise UserError(f"{origin}: {problems}.") from None
+        raise UserError(f"{origin}: {describe_problems(error.errors(), keys)}.") from None
 
 
-def with_overrides(experiment: Experiment, overrides: dict[str, Any], origin: str) -> Experiment:
-    """`experiment` with `{"section.key": value}` applied and validated; a value of None leaves the key as it is."""
+def with_overrides(
+    experiment: Experiment, overrides: dict[str, Any], origin: str, settings: Iterable[str] = ()
+) -> Experiment:
+    """`experiment` with `{"section.key": value}` applied and validated; a value of None leaves the key as it is.
+
+    settings: further overrides, as `section.key=value`.
+    """
     values = experiment.model_dump()
     for key, value in overrides.items():
         if value is not None:
             section, _, name = key.partition(".")
             values[section][name] = value
+    for setting in settings:
+        apply_override(values, setting)
     return parse_experiment(values, origin)
 
 

@@ -3,22 +3,57 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+_MOST = 10  # problems named in one message
 
-def describe_problem(problem: Any, known: Sequence[str]) -> str:
-    """One of pydantic's error details in the user's words; `known` holds every key there is, as `section.key`."""
+
+class _BoundedRepr(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 2, 80, 80, 80
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if x is None or isinstance(x, (bool, float, bytes)):
+            return super().repr_instance(x, level)
+        return f"an object of type {type(x).__name__}"  # whose own repr has no bounds
+
+
+def describe_problems(problems: Sequence[Any], known: Sequence[str]) -> str:
+    """Pydantic's error details in the user's words; `known` holds every key there is, as `section.key`."""
+    described = [_describe(problem, known) for problem in problems[:_MOST]]
+    if len(problems) > _MOST:
+        described.append(f"and {len(problems) - _MOST} more")
+    return "; ".join(described)
+
+
+def shown(value: Any) -> str:
+    """`repr(value)`, of bounded length and depth: aliases make a small file a value that is too large to print."""
+    return _BoundedRepr().repr(value)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """`text`, its end left out where it has more than `most` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _describe(problem: Any, known: Sequence[str]) -> str:
     location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
+    key = shortened(".".join(location))
     if problem["type"] == "extra_forbidden":
         return f"unknown key `{key}`{_nearest_key(location, known)}"
+    if problem["type"] == "missing":
+        return f"`{key}` is missing"
     if problem["type"] == "value_error":
         return problem["msg"].removeprefix("Value error, ")
     expected = problem["msg"].replace("Input should", "should").rstrip(".")
     if problem["type"] in ("model_type", "dict_type", "model_attributes_type"):
         expected = "should be a section of keys"
-    return f"`{key or 'config'}` {expected}, found {problem['input']!r}"
+    if problem["type"] == "invalid_key":
+        expected = "should be a name"
+    return f"`{key or 'config'}` {expected}, found {shown(problem['input'])}"
 
 
 def _nearest_key(location: list[str], known: Sequence[str]) -> str:

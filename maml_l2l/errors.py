@@ -12,6 +12,17 @@ class UserError(Exception):
     """
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ended the command in good order, after all was saved; the message says how to go on.
+
+    Commands print it and leave with exit status 128 + `signal_number`, as shells have it: 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
 def listing(items: Sequence[str], most: int = 10) -> str:
     """`a, b, c`, for a message: the first `most` items, then how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""

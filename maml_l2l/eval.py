@@ -26,6 +26,7 @@ def main() -> None:
         choices=["batch", "support"],
         help="normalise queries by their own batch, or by the support images (default: as trained)",
     )
+    commands.add_set_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw accuracy against inner steps")
     arguments = parser.parse_args()
@@ -36,8 +37,11 @@ def main() -> None:
     from maml_l2l.evaluation import evaluate_checkpoint
 
     checkpoint = load_checkpoint(arguments.model)
-    experiment = with_overrides(checkpoint.experiment, _overrides(arguments), origin="the command line")
+    overrides = _overrides(arguments)
+    experiment = with_overrides(checkpoint.experiment, overrides, "the command line", arguments.set)
     evaluation = evaluate_checkpoint(checkpoint, experiment, arguments.split)
+    if not commands.is_first_process():
+        return
     protocol = {
         "tasks": experiment.eval.tasks,
         **experiment.task.model_dump(),

@@ -53,11 +53,40 @@ def config_file(tmp_path, text):
         ("", r"expected sections such as `task:` and `train:`, found NoneType"),
         ("task: [unclosed\n", r"experiment.yaml is not valid YAML: .*line"),
         ("task: !!python/object/apply:os.getcwd []\n", r"is not valid YAML: could not determine a constructor"),
+        ("task:\n  ways: 5\n  ways: 6\n", r"not valid YAML: the key `ways` stands there twice .*line 3, column 3"),
+        ("task: {ways: 5}\ntask:\n  shots: 2\n", r"not valid YAML: the key `task` stands there twice .*line 2, column"),
+        ("task: &a {ways: 5}\neval: {<<: *a}\n", r"not valid YAML: merge keys `<<` are not read .*line 2, column 8"),
+        ("task:\n  ways: 0x" + "f" * 99, r"not valid YAML: the number is too large .*line 2, column 9"),
+        ("task:\n  ways: " + "9" * 5000, r"not valid YAML: a value does not have the form of its type \(Exceeds the"),
+        ("task:\n  ways: 2026-13-01\n", r"not valid YAML: a value does not have the form of its type \(month must be"),
+        ("[" * 2000, r"not valid YAML: it is nested too deeply"),
+        ("#" * 2**16 + "\n", r"experiment.yaml is larger than 65536 bytes, which no config is"),
+        ("5: 6\n", r"`5` should be a name, found 5"),
+        ("? [task]\n: 5\n", r"not valid YAML: .*found unhashable key"),
+        ('data:\n  root: "a\\0b"\n', r"`data.root` should be a path that a file can have, found 'a\\x00b'"),
+        ('data:\n  root: "\\ud800"\n', r"`data.root` should be a path that a file can have, found '\\ud800'"),
+        ("run:\n  seed: 0xffffffffffffffff\n", r"`run.seed` should be less than 9223372036854775808, found 1844674407"),
+        ("run:\n  device: cuda:01\n", r"`run.device` .*found 'cuda:01'"),
+        ("model:\n  filters: 1000000000\n", r"`model.filters` should be less than or equal to 1024, found 1000000000"),
+        ("".join(f"k{i}: 1\n" for i in range(999)), r"unknown key `k9` .*; and 989 more\.$"),
     ],
 )
 def test_a_wrong_config_is_refused_with_key_value_and_file(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         load_experiment(config_file(tmp_path, text))
+
+
+def test_a_billion_laughs_are_not_printed(tmp_path):
+    lines = ["x0: &x0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
+    lines += [f"x{n + 1}: &x{n + 1} [{', '.join([f'*x{n}'] * 9)}]" for n in range(30)]
+    lines += ["task:", "  ways: *x30"]
+    with pytest.raises(UserError, match=r"and 22 more") as caught:
+        load_experiment(config_file(tmp_path, "\n".join(lines)))
+    assert len(str(caught.value)) < 2000
+    text = "\n".join(["task:", "  ways: &x30 5"]) + "\n"  # an alias that is no bomb may stand
+    assert load_experiment(config_file(tmp_path, text + "  shots: *x30\n")).task.shots == 5
+    with pytest.raises(UserError, match=r"--set task.ways=5: task holds \[\[\[.*, expected a section of keys"):
+        load_experiment(config_file(tmp_path, "\n".join(lines).replace("\n  ways:", "")), ["task.ways=5"])
 
 
 def test_every_problem_is_named_at_once(tmp_path):

@@ -285,16 +285,6 @@ def test_the_same_picture_twice_in_one_class_is_not(tmp_path):
         load_folder(settings(tmp_path))
 
 
-@pytest.fixture(scope="session")
-def omniglot_as_folder(omniglot_root, tmp_path_factory):
-    """The real Omniglot as `DIR/alphabet/character/*.png`."""
-    root = tmp_path_factory.mktemp("folder")
-    for part in ("images_background", "images_evaluation"):
-        for alphabet in (omniglot_root / "omniglot-py" / part).iterdir():
-            (root / alphabet.name).symlink_to(alphabet)
-    return root
-
-
 def test_omniglot_as_a_folder_has_the_pixels_of_omniglot(omniglot_root, omniglot_as_folder):
     expected = load_omniglot(omniglot_root)
     found = load_folder(settings(omniglot_as_folder, image_size=28, channels=1, invert=True))

@@ -260,6 +260,19 @@ def test_a_damaged_image_is_named_with_its_remedy_and_the_remedy_works(tmp_path,
     assert len(omniglot.load_omniglot(tmp_path).pixels) == 12
 
 
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_an_image_of_more_pixels_than_pillow_s_limit_is_refused_before_it_is_decoded(tmp_path, side):
+    Image.new("1", (side, side)).save(tmp_path / "1.png")
+    with pytest.raises(UserError, match=rf"1.png is damaged \(Image size \({side**2} pixels\) exceeds limit of"):
+        omniglot._decode_file(str(tmp_path / "1.png"))
+
+
+def test_only_png_is_decoded_whatever_the_file_is_called(tmp_path):
+    Image.new("L", (28, 28)).save(tmp_path / "1.png", format="eps")  # Pillow would call Ghostscript
+    with pytest.raises(UserError, match=r"1.png is damaged \(cannot identify image file"):
+        omniglot._decode_file(str(tmp_path / "1.png"))
+
+
 def test_without_a_network_the_error_says_what_was_tried_and_names_the_ways_out(tmp_path, mirror):
     (tmp_path / "omniglot-py").mkdir()
     with pytest.raises(UserError) as caught:

@@ -46,6 +46,7 @@ def test_the_run_folder_holds_everything(experiment, tmp_path):
     folder = tmp_path / "run"
     train(experiment(), folder)
     names = {"config.yaml", "versions.json", "metrics.jsonl", "last.pth", "best.pth", "curves.png"}
+    names |= {"previous.pth", ".lock"}
     assert {path.name for path in folder.iterdir()} == names
     assert yaml.safe_load((folder / "config.yaml").read_text()) == experiment().model_dump()
     assert json.loads((folder / "versions.json").read_text())["torch"].startswith(torch.__version__.split("+")[0])

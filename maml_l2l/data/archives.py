@@ -114,10 +114,10 @@ def _may_be_unpacked(info: zipfile.ZipInfo) -> bool:
     parts = info.filename.split("/")
     is_link = stat.S_ISLNK(info.external_attr >> 16)
     is_junk = "__MACOSX" in parts or parts[-1] == ".DS_Store" or parts[-1].startswith("._")
-    # An absolute name begins with an empty part. A backslash or a colon means a folder or a drive on Windows
-    # only; refused everywhere, so that an archive unpacks to the same files on every system.
+    # An absolute name begins with an empty part, a folder's ends with one. A backslash or a colon means a folder or a
+    # drive on Windows only; refused everywhere, so that an archive unpacks to the same files on every system.
     is_outside = any(part in ("", ".", "..") or re.search(r"[\\:]", part) for part in parts)
-    return not (info.is_dir() or is_link or is_junk or is_outside)
+    return not (is_link or is_junk or is_outside)
 
 
 def read_files(archive: Path, infos: Iterable[zipfile.ZipInfo]) -> Iterator[tuple[zipfile.ZipInfo, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 
 from maml_l2l.errors import UserError
 from maml_l2l.files import make_folder, write_atomically
+from maml_l2l.torch_files import load_torch_file, save_torch_file
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,9 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages], on_d
     another source, is made anew. A cache that cannot be written costs a warning, never the run.
     on_disk: the pixels are not read into memory, but mapped from `path`; where that cannot be written: `UserError`.
     """
-    try:
+    with contextlib.suppress(Exception):  # absent, of another source, or damaged, which may raise almost anything
         return _read(path, source_key, on_disk)
-    except Exception:  # absent, of another source, or damaged in a way that makes the unpickler raise almost anything
-        images = make()
+    images = make()
     content = {
         "source_key": source_key,
         "pixels": images.pixels,
@@ -52,7 +53,7 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages], on_d
     }
     try:
         make_folder(path.parent)
-        write_atomically(path, lambda file: torch.save(content, file))
+        write_atomically(path, lambda file: save_torch_file(content, file))
     except UserError as error:
         if on_disk:
             raise
@@ -61,7 +62,22 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages], on_d
 
 
 def _read(path: Path, source_key: str, on_disk: bool) -> LabelledImages:
-    stored = torch.load(path, weights_only=True, mmap=on_disk)
-    if stored["source_key"] != source_key:
-        raise ValueError("made from another source")
-    return LabelledImages(stored["pixels"], stored["labels"], tuple(stored["class_names"]))
+    """Raises almost any error where the file is absent, damaged, of another source, or holds what it should not."""
+    # Mapped files are not read through, as checking their sums would.
+    stored = torch.load(path, weights_only=True, mmap=True) if on_disk else load_torch_file(path, "image cache")
+    images = LabelledImages(stored["pixels"], stored["labels"], tuple(stored["class_names"]))
+    if stored["source_key"] != source_key or not _is_sound(images):
+        raise ValueError("made from another source, or by another program")
+    return images
+
+
+def _is_sound(images: LabelledImages) -> bool:
+    """Whether everything that `LabelledImages` promises holds; may raise where attributes are of other types."""
+    pixels, labels, names = images.pixels, images.labels, images.class_names
+    return (
+        (pixels.dtype, pixels.ndim) == (torch.uint8, 4)
+        and (labels.dtype, labels.shape) == (torch.int64, pixels.shape[:1])
+        and all(isinstance(name, str) for name in names)
+        and list(names) == sorted(set(names))
+        and torch.equal(labels.unique_consecutive(), torch.arange(len(names)))
+    )

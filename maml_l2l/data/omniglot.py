@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -56,6 +57,11 @@ _PARTS = (
     _Part("images_background", "68d2efa1b9178cc56df9314c21c6e718", 964),
     _Part("images_evaluation", "6b91aef0f799c5bb55b94e3f2daec811", 659),
 )
+
+
+def holds_omniglot(root: str | Path) -> bool:
+    """Whether Omniglot, or what is left of it, lies in `root`."""
+    return (Path(root) / _FOLDER).is_dir()
 
 
 def load_omniglot(root: str | Path, source: str | None = None, verify: bool = True) -> LabelledImages:
@@ -224,9 +230,11 @@ def _decode_file(path: str) -> np.ndarray:
     from maml_l2l.data.ink import ink_pixels
 
     try:
-        with Image.open(path) as image:
-            return ink_pixels(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # from Image.MAX_IMAGE_PIXELS on
+            with Image.open(path, formats=["PNG"]) as image:
+                return ink_pixels(image)
+    except Exception as error:  # damaged bytes make Pillow's readers raise almost anything
         raise UserError(
             f"the image {path} is damaged ({error}). Delete this file and run "
             "`python -m maml_l2l.download` with the same path and source: it writes the file anew."

@@ -1,0 +1,135 @@
+"""Whether the contents of a checkpoint, which a stranger may have written, fit together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any, Literal, get_type_hints
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from maml_l2l.backbones import Conv4
+from maml_l2l.config import MAX_FILTERS, MAX_WAYS, parse_experiment
+from maml_l2l.config_problems import describe_problems, shown
+from maml_l2l.data.splits import SPLITS, ClassSplit
+from maml_l2l.errors import UserError
+
+_MAX_CHANNELS = 64
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+
+class _Backbone(BaseModel):
+    """The keyword arguments of `Conv4`; the limits keep a file from asking for more memory than machines have."""
+
+    model_config = _STRICT
+    ways: int = Field(ge=1, le=MAX_WAYS)
+    channels: int = Field(ge=1, le=_MAX_CHANNELS)
+    filters: int = Field(ge=1, le=MAX_FILTERS)
+    downsample: Literal["stride", "max_pool"]
+
+
+class _Optimizer(BaseModel):
+    """The state dict of an optimizer."""
+
+    model_config = _STRICT
+    state: dict[int, dict[str, torch.Tensor]]
+    param_groups: list[dict[str, bool | int | float | tuple[float, float] | list[int] | None]]
+
+
+def checked_contents(content: dict, kind: type, origin: str) -> dict[str, Any]:
+    """The fields of the dataclass `kind`, a checkpoint, built anew from `content`, so that nothing else comes along.
+
+    Every field must have its type; numbers are finite and not negative; `config` is one of this version; the lists of
+    `split` are disjoint; `weights` has the names and shapes of `Conv4(**backbone)` and finite values, and so has the
+    state of Adam in `optimizer`, where there is one. Raises `UserError`, which names `origin`, where one does not fit.
+    """
+    try:
+        checked = _typed_fields(content, kind)
+        _check_split(checked["split"])
+        backbone = _typed(_Backbone, checked["backbone"], "backbone").model_dump()
+        with torch.device("meta"):
+            network = Conv4(**backbone)
+        checked["weights"] = _finite_tensors(checked["weights"], network.state_dict(), "weights")
+        if checked["optimizer"] is not None:
+            checked["optimizer"] = _checked_adam(checked["optimizer"], network)
+    except ValueError as error:
+        raise UserError(f"{origin} is not a valid checkpoint: {error}. Use another one.") from None
+    config = parse_experiment(checked["config"], origin=f"the config in {origin}").model_dump()
+    return checked | {"backbone": backbone, "config": config}
+
+
+def _typed(kind: Any, value: Any, name: str) -> Any:
+    """`value`, its containers built anew. Raises `ValueError` where it does not have the type `kind`."""
+    config = None if isinstance(kind, type) and issubclass(kind, BaseModel) else _STRICT
+    try:
+        return TypeAdapter(kind, config=config).validate_python(value)
+    except ValidationError as error:
+        problems = [problem | {"loc": (name, *problem["loc"])} for problem in error.errors()]
+        known = [f"{name}.{field}" for field in getattr(kind, "model_fields", ())]
+        raise ValueError(describe_problems(problems, known)) from None
+
+
+def _typed_fields(content: dict, kind: type) -> dict[str, Any]:
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    missing = [name for name, default in fields.items() if default is dataclasses.MISSING and name not in content]
+    unknown = [name for name in content if name not in fields]
+    if missing or unknown:
+        raise ValueError(f"it lacks the fields {shown(missing)} and holds the unknown fields {shown(unknown)}")
+    hints = get_type_hints(kind)
+    checked = {name: _typed(hints[name], content.get(name, default), name) for name, default in fields.items()}
+    for name, value in checked.items():
+        if isinstance(value, (int, float)) and not 0 <= value < 2**63:
+            raise ValueError(f"`{name}` should be a finite number that is not negative, found {shown(value)}")
+    return checked
+
+
+def _check_split(split: ClassSplit) -> None:
+    if set(split) != set(SPLITS):
+        raise ValueError(f"`split` should name the classes of {', '.join(SPLITS)}, found {shown(list(split))}")
+    counts = Counter(name for part in split.values() for name in part)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"`split` should name each class once, and names {shown(repeated[0])} more often")
+
+
+def _finite_tensors(found: dict[str, torch.Tensor], like: dict[str, torch.Tensor], name: str) -> dict:
+    """`found` without its gradients and hooks; names and shapes must be those of `like`."""
+    if found.keys() != like.keys():
+        missing, unknown = sorted(like.keys() - found.keys()), sorted(found.keys() - like.keys())
+        raise ValueError(f"`{name}` lacks {shown(missing)} and holds the unknown {shown(unknown)}")
+    for key, tensor in found.items():
+        if tensor.shape != like[key].shape:
+            shapes = f"{tuple(like[key].shape)}, found {shown(tuple(tensor.shape))}"
+            raise ValueError(f"`{name}.{key}` should have the shape {shapes}")
+        if tensor.dtype not in _DTYPES or not tensor.isfinite().all():
+            raise ValueError(f"`{name}.{key}` should hold finite floating-point numbers")
+    return {key: tensor.detach().contiguous() for key, tensor in found.items()}
+
+
+def _checked_adam(optimizer: dict[str, Any], network: Conv4) -> dict[str, Any]:
+    """The state dict `optimizer`, which must be one of training's Adam for `network`."""
+    found = _typed(_Optimizer, optimizer, "optimizer")
+    parameters = list(network.parameters())
+    (usual,) = torch.optim.Adam(parameters).state_dict()["param_groups"]
+    groups = [{**usual, **group, "lr": usual["lr"]} for group in found.param_groups]
+    if groups != [usual]:
+        raise ValueError("`optimizer.param_groups` should be one group with the settings and parameters of training")
+    (lr,) = (group.get("lr") for group in found.param_groups)
+    if not isinstance(lr, float) or not 0 <= lr < float("inf"):
+        raise ValueError(f"`optimizer.param_groups.lr` should be a finite number that is not negative, found {lr}")
+    return {
+        "state": {index: _checked_adam_state(index, state, parameters) for index, state in found.state.items()},
+        "param_groups": found.param_groups,
+    }
+
+
+def _checked_adam_state(index: int, state: dict[str, torch.Tensor], parameters: list[torch.Tensor]) -> dict:
+    name = f"optimizer.state.{index}"
+    if index not in range(len(parameters)):
+        raise ValueError(f"`{name}` is of none of the {len(parameters)} parameters")
+    like = {"step": torch.empty(()), "exp_avg": parameters[index], "exp_avg_sq": parameters[index]}
+    checked = _finite_tensors(state, like, name)
+    if checked["step"] < 0:
+        raise ValueError(f"`{name}.step` should not be negative, found {checked['step'].item()}")
+    return checked
