@@ -21,11 +21,7 @@ def main() -> None:
     parser.add_argument("--k_shot", type=int, help="support images a class (default: as trained)")
     parser.add_argument("--n_query", type=int, help="query images a class (default: as trained)")
     parser.add_argument("--steps", type=int, help="inner steps (default: the checkpoint's eval.steps)")
-    parser.add_argument(
-        "--normalisation",
-        choices=["batch", "support"],
-        help="normalise queries by their own batch, or by the support images (default: as trained)",
-    )
+    parser.add_argument("--normalisation", choices=["batch", "support"], help="statistics used (default: as trained)")
     commands.add_set_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw accuracy against inner steps")
