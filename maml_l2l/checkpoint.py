@@ -49,6 +49,15 @@ class Checkpoint:
         """The validated configuration."""
         return parse_experiment(self.config, origin="the checkpoint's config")
 
+    def check_ways(self, ways: int) -> None:
+        """Raise `UserError` where the head has fewer outputs than a task of `ways` classes needs."""
+        head = self.backbone["ways"]
+        if ways > head:
+            raise UserError(
+                f"the checkpoint's head has {head} outputs, so it serves tasks of up to {head} classes, not of {ways}. "
+                f"Use fewer classes, or train with task.ways={ways}."
+            )
+
     def learner(self) -> MetaLearner:
         """The engine that the config names, with these weights."""
         learner = build_learner(self.experiment.algorithm, self.backbone)

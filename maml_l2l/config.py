@@ -131,6 +131,9 @@ class Algorithm(_Section):
     )
     inner_lr: Rate = Field(0.4, description="step size of the inner loop, on the mean cross-entropy")
     inner_steps: int = Field(1, ge=1, description="gradient steps of the inner loop in training")
+    normalisation: Literal["batch", "support"] = Field(
+        "batch", description="normalise queries by their own `batch`, or inductively by the task's `support` images"
+    )
 
 
 class Train(_Section):

@@ -75,17 +75,12 @@ def evaluate(
 
 
 def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: str) -> Evaluation:
-    """Evaluate `checkpoint` on the classes of its own `split`, with the data, task sizes and steps of `experiment`.
+    """Evaluate `checkpoint` on its own `split`, with the data, task sizes, steps and normalisation of `experiment`.
 
     Data that share no class with the checkpoint's split are evaluated whole, which is said. Raises `UserError` where
     the head has fewer outputs than `task.ways`, or where the data do not hold the classes or have other channels.
     """
-    head = checkpoint.backbone["ways"]
-    if experiment.task.ways > head:
-        raise UserError(
-            f"the checkpoint's head has {head} outputs, so it serves tasks of up to {head} classes, not of "
-            f"{experiment.task.ways}. Lower --n_way, or train with task.ways={experiment.task.ways}."
-        )
+    checkpoint.check_ways(experiment.task.ways)
     device = choose_device(experiment.run)
     with distributed.process_group(device):
         with distributed.one_a_machine_first():
@@ -93,7 +88,15 @@ def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: s
         stream = _stream(checkpoint, experiment, images, split)
         steps = range(experiment.eval.steps + 1)
         learner = checkpoint.learner().to(device)
-        return evaluate(learner, stream, tasks=experiment.eval.tasks, steps=steps, device=device, progress=True)
+        return evaluate(
+            learner,
+            stream,
+            tasks=experiment.eval.tasks,
+            steps=steps,
+            device=device,
+            normalisation=experiment.algorithm.normalisation,
+            progress=True,
+        )
 
 
 def _stream(checkpoint: Checkpoint, experiment: Experiment, images: LabelledImages, split: str) -> TaskStream:

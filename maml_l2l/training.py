@@ -76,10 +76,11 @@ class MetaTrainer:
 
         Returns mean loss (nats) and accuracy (percent) over the meta-batch.
         """
-        settings, parameters = self.experiment.train, list(self.learner.parameters())
+        settings, algorithm = self.experiment.train, self.experiment.algorithm
+        parameters = list(self.learner.parameters())
         first, count = distributed.share(settings.meta_batch)
         tasks = self.training_tasks.batch(iteration * settings.meta_batch + first, count).to(self.device)
-        scores = self.learner.meta_gradient(tasks, self.experiment.algorithm.inner_steps)
+        scores = self.learner.meta_gradient(tasks, algorithm.inner_steps, algorithm.normalisation)
         means = torch.stack([scores.losses.mean(), scores.accuracies.mean()])
         if distributed.processes() > 1:
             parts = [*(parameter.grad for parameter in parameters), means]
@@ -92,9 +93,16 @@ class MetaTrainer:
         return loss, 100 * accuracy
 
     def validate(self) -> Evaluation:
-        """Scores on the fixed validation tasks, after as many inner steps as in training."""
-        tasks, steps = self.experiment.train.validate_tasks, [self.experiment.algorithm.inner_steps]
-        evaluation = evaluate(self.learner, self.validation_tasks, tasks=tasks, steps=steps, device=self.device)
+        """Scores on the fixed validation tasks, after as many inner steps and normalised as in training."""
+        algorithm = self.experiment.algorithm
+        evaluation = evaluate(
+            self.learner,
+            self.validation_tasks,
+            tasks=self.experiment.train.validate_tasks,
+            steps=[algorithm.inner_steps],
+            device=self.device,
+            normalisation=algorithm.normalisation,
+        )
         self.validation_accuracy = evaluation.mean()[0]
         return evaluation
 

@@ -41,7 +41,7 @@ def trained(glyphs_root, tmp_path_factory):
     return folder / "run", done
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "download"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "download"])
 def test_help_does_not_import_torch(command):
     code = (
         f"import sys, maml_l2l.{command} as command\nsys.argv = ['{command}', '--help']\n"
@@ -89,6 +89,19 @@ def test_evaluation_takes_other_task_sizes(trained):
     assert done.returncode == 0, done.stderr
     assert "2-way 3-shot, 4 queries a class, 5 tasks, val classes" in done.stdout
     assert len(done.stdout.splitlines()) == 1 + 1 + 2
+
+
+def test_evaluation_reports_either_normalisation(trained, tmp_path):
+    folder, _ = trained
+    found = {}
+    for normalisation in ("batch", "support"):
+        report = tmp_path / f"{normalisation}.json"
+        options = ["--normalisation", normalisation, "--tasks", 30, "--steps", 1, "--json", report]
+        done = run("maml_l2l.eval", "--model", folder / "best.pth", *options)
+        assert f"test classes, {normalisation} statistics" in done.stdout, done.stderr
+        found[normalisation] = json.loads(report.read_text())
+        assert found[normalisation]["normalisation"] == normalisation
+    assert found["batch"]["accuracy"] != found["support"]["accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ LAYERS = [
     ["backbones"],
     ["algorithms"],
     ["checkpoint", "checkpoint_validation"],
-    ["evaluation"],
+    ["evaluation", "prediction"],
     ["reporting"],
     ["run_folder"],
     ["training"],
     ["commands"],
-    ["train", "eval", "download"],
+    ["train", "eval", "predict", "download"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

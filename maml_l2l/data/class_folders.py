@@ -68,7 +68,7 @@ def _leaves(folder: str, name: str) -> Iterator[tuple[str, list[ImageFile]]]:
     """Every folder without folders: its path below the root, with '/' between levels, and its files."""
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     folders = [entry for entry in entries if entry.is_dir()]
-    files = [entry for entry in entries if not entry.is_dir() and _may_be_picture(entry.name)]
+    files = [entry for entry in entries if not entry.is_dir() and may_be_picture(entry.name)]
     if not folders:
         yield name, [image_file(name, entry) for entry in files]
         return
@@ -82,7 +82,8 @@ def _leaves(folder: str, name: str) -> Iterator[tuple[str, list[ImageFile]]]:
         yield from _leaves(entry.path, f"{name}/{entry.name}" if name else entry.name)
 
 
-def _may_be_picture(name: str) -> bool:
+def may_be_picture(name: str) -> bool:
+    """Whether a file of this name counts among the pictures of its folder."""
     return name.lower() not in _NOT_PICTURES and _ending(name) not in _NOT_PICTURE_ENDINGS
 
 
