@@ -99,8 +99,14 @@ def _test(trainer: MetaTrainer) -> dict:
     experiment = trainer.experiment
     images = trainer.training_tasks.images
     stream = task_stream(experiment, images, trainer.split, "test")
-    tasks, steps = experiment.eval.tasks, [experiment.algorithm.inner_steps]
-    evaluation = evaluate(trainer.learner, stream, tasks=tasks, steps=steps, device=trainer.device)
+    evaluation = evaluate(
+        trainer.learner,
+        stream,
+        tasks=experiment.eval.tasks,
+        steps=[experiment.algorithm.inner_steps],
+        device=trainer.device,
+        normalisation=experiment.algorithm.normalisation,
+    )
     return {"accuracy": evaluation.mean()[0], "ci95": evaluation.ci95()[0], "tasks": experiment.eval.tasks}
 
 

@@ -15,7 +15,7 @@ from maml_l2l.config_problems import shown
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.errors import UserError
 from maml_l2l.files import write_atomically
-from maml_l2l.torch_files import load_torch_file
+from maml_l2l.torch_files import load_torch_file, save_torch_file
 
 FORMAT = "maml_l2l checkpoint"
 VERSION = 1
@@ -31,6 +31,7 @@ class Checkpoint:
     iteration: meta-iterations done.                                validation_accuracy: percent, None before the first.
     backbone: keyword arguments of `maml_l2l.backbones.Conv4`.      weights: its state dict.
     optimizer: the outer loop's state dict, None in `best.pth`.
+    best_accuracy: percent, the highest validation accuracy so far.  metrics_bytes: size of `metrics.jsonl` then.
     """
 
     config: dict[str, dict[str, Any]]
@@ -40,11 +41,22 @@ class Checkpoint:
     backbone: dict[str, Any]
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, Any] | None
+    best_accuracy: float | None = None
+    metrics_bytes: int = 0
 
     @property
     def experiment(self) -> Experiment:
         """The validated configuration."""
         return parse_experiment(self.config, origin="the checkpoint's config")
+
+    def check_ways(self, ways: int) -> None:
+        """Raise `UserError` where the head has fewer outputs than a task of `ways` classes needs."""
+        head = self.backbone["ways"]
+        if ways > head:
+            raise UserError(
+                f"the checkpoint's head has {head} outputs, so it serves tasks of up to {head} classes, not of {ways}. "
+                f"Use fewer classes, or train with task.ways={ways}."
+            )
 
     def learner(self) -> MetaLearner:
         """The engine that the config names, with these weights."""
@@ -53,10 +65,13 @@ class Checkpoint:
         return learner
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write `checkpoint` to `path`, which holds a whole checkpoint or its old contents whatever interrupts this."""
+def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = None) -> None:
+    """Write `checkpoint` to `path`, which holds a whole checkpoint or its old contents whatever interrupts this.
+
+    previous: where the old contents are kept, see `write_atomically`.
+    """
     content = {"format": FORMAT, "version": VERSION, **vars(checkpoint)}
-    write_atomically(path, lambda file: torch.save(content, file))
+    write_atomically(path, lambda file: save_torch_file(content, file), previous)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

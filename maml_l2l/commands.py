@@ -1,19 +1,32 @@
-"""What every command shares: how it ends."""
+"""What commands share: options, and how they end."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from maml_l2l.errors import UserError
+from maml_l2l.errors import Stopped, UserError
+
+
+def add_set_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--set KEY=VALUE ...`, which may be given many times."""
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override config keys, e.g. train.iterations=2000",
+    )
 
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main()` and leave the process with its exit status.
 
-    0; 2 after a `UserError`, which is printed as one `error: ...` line on stderr; 130 after Ctrl-C.
+    0; 2 after a `UserError`, which is printed as one `error: ...` line on stderr; 130 after Ctrl-C, 143 after SIGTERM.
     Any other exception is a bug and keeps its traceback.
     """
     try:
@@ -26,12 +39,20 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(status)
 
 
+def is_first_process() -> bool:
+    """Whether this process may write and print for all that torchrun started; alone it always may."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _status(main: Callable[[], None]) -> int | str | None:
     try:
         main()
     except UserError as error:
         print("error:", _one_line(str(error)), file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

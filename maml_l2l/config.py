@@ -34,12 +34,9 @@ PathText = Annotated[str, AfterValidator(_path_text)]
 
 MAX_WAYS, MAX_FILTERS = 10_000, 1024  # so that no number in a file makes a network that no machine holds
 
-_DRAWINGS = {
-    "image_size": 28,
-    "channels": 1,
-    "rotate": True,
-}  # of omniglot and glyphs, called drawings below
-_PICTURES = {"image_size": 84, "channels": 3, "rotate": False}  # of a folder, where nothing else is set
+# What is unset: for omniglot and glyphs, which are drawings, and for a folder of pictures.
+_DRAWINGS = {"image_size": 28, "channels": 1, "rotate": True}
+_PICTURES = {"image_size": 84, "channels": 3, "rotate": False}
 
 
 class _Section(BaseModel):
@@ -134,6 +131,9 @@ class Algorithm(_Section):
     )
     inner_lr: Rate = Field(0.4, description="step size of the inner loop, on the mean cross-entropy")
     inner_steps: int = Field(1, ge=1, description="gradient steps of the inner loop in training")
+    normalisation: Literal["batch", "support"] = Field(
+        "batch", description="normalise queries by their own `batch`, or inductively by the task's `support` images"
+    )
 
 
 class Train(_Section):
@@ -145,6 +145,7 @@ class Train(_Section):
     )
     validate_every: int = Field(500, ge=1, description="meta-iterations between validations")
     validate_tasks: int = Field(200, ge=2, description="tasks of the fixed validation set")
+    max_grad_norm: Rate | None = Field(None, description="clip the meta-gradient to this norm; unset: not at all")
     checkpoint_every: int = Field(500, ge=1, description="meta-iterations between writings of `last.pth`")
 
 
@@ -217,13 +218,20 @@ def parse_experiment(values: Any, origin: str) -> Experiment:
         raise UserError(f"{origin}: {describe_problems(error.errors(), keys)}.") from None
 
 
-def with_overrides(experiment: Experiment, overrides: dict[str, Any], origin: str) -> Experiment:
-    """`experiment` with `{"section.key": value}` applied and validated; a value of None leaves the key as it is."""
+def with_overrides(
+    experiment: Experiment, overrides: dict[str, Any], origin: str, settings: Iterable[str] = ()
+) -> Experiment:
+    """`experiment` with `{"section.key": value}` applied and validated; a value of None leaves the key as it is.
+
+    settings: further overrides, as `section.key=value`.
+    """
     values = experiment.model_dump()
     for key, value in overrides.items():
         if value is not None:
             section, _, name = key.partition(".")
             values[section][name] = value
+    for setting in settings:
+        apply_override(values, setting)
     return parse_experiment(values, origin)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 import torch
 
@@ -20,12 +21,17 @@ def choose_device(run: Run) -> torch.device:
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     _keep_freed_memory()
-    if run.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(run.device)
+    name = run.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # started by torchrun: each process of a machine has its own GPU
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = torch.device(name)
     missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     if missing or (device.type == "mps" and not torch.backends.mps.is_available()):
-        raise UserError(f"run.device is {run.device}, which PyTorch does not find here. Use run.device=auto or cpu.")
+        raise UserError(f"run.device is {name}, which PyTorch does not find here. Use run.device=auto or cpu.")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

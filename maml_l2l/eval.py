@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("--k_shot", type=int, help="support images a class (default: as trained)")
     parser.add_argument("--n_query", type=int, help="query images a class (default: as trained)")
     parser.add_argument("--steps", type=int, help="inner steps (default: the checkpoint's eval.steps)")
+    parser.add_argument("--normalisation", choices=["batch", "support"], help="statistics used (default: as trained)")
+    commands.add_set_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw accuracy against inner steps")
     arguments = parser.parse_args()
@@ -31,13 +33,16 @@ def main() -> None:
     from maml_l2l.evaluation import evaluate_checkpoint
 
     checkpoint = load_checkpoint(arguments.model)
-    experiment = with_overrides(checkpoint.experiment, _overrides(arguments), origin="the command line")
+    overrides = _overrides(arguments)
+    experiment = with_overrides(checkpoint.experiment, overrides, "the command line", arguments.set)
     evaluation = evaluate_checkpoint(checkpoint, experiment, arguments.split)
+    if not commands.is_first_process():
+        return
     protocol = {
         "tasks": experiment.eval.tasks,
         **experiment.task.model_dump(),
         "split": arguments.split,
-        "normalisation": "batch",
+        "normalisation": experiment.algorithm.normalisation,
         "seed": experiment.run.seed,
     }
     print(reporting.evaluation_title(protocol))
@@ -54,6 +59,7 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, object]:
         "task.ways": arguments.n_way,
         "task.shots": arguments.k_shot,
         "task.queries": arguments.n_query,
+        "algorithm.normalisation": arguments.normalisation,
         "eval.tasks": arguments.tasks,
         "eval.steps": arguments.steps,
     }

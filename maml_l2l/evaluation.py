@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from maml_l2l import distributed
 from maml_l2l.algorithms.meta_learner import MetaLearner, Scores, score
 from maml_l2l.checkpoint import Checkpoint
 from maml_l2l.config import Experiment
+from maml_l2l.data.images import LabelledImages
 from maml_l2l.data.sources import load_data
-from maml_l2l.data.splits import check_split
+from maml_l2l.data.splits import unseen_classes
 from maml_l2l.device import choose_device
 from maml_l2l.errors import UserError
 from maml_l2l.tasks import TaskStream, task_stream
@@ -52,34 +54,58 @@ def evaluate(
     normalisation: str = "batch",
     progress: bool = False,
 ) -> Evaluation:
-    """Adapt to the first `tasks` tasks of `stream`; score their queries after each number of inner steps in `steps`."""
+    """Adapt to the first `tasks` tasks of `stream`; score their queries after each number of inner steps in `steps`.
+
+    Several processes share out the tasks; each returns the scores of all.
+    """
     parts: list[Scores] = []
-    with tqdm(total=tasks, unit="task", desc="evaluation", disable=None if progress else True) as bar:
-        for start in range(0, tasks, _TASKS_AT_ONCE):
+    starts = range(0, tasks, _TASKS_AT_ONCE)
+    hidden = None if progress and distributed.rank() == 0 else True
+    with tqdm(total=tasks, unit="task", desc="evaluation", disable=hidden) as bar:
+        for start in starts[distributed.rank() :: distributed.processes()]:
             batch = stream.batch(start, min(_TASKS_AT_ONCE, tasks - start)).to(device)
             logits = learner.adapt_and_score(batch, steps, normalisation)
             labels = batch.query_labels.expand(len(steps), -1, -1)
             parts.append(Scores(*(part.cpu().double() for part in score(logits, labels))))
-            bar.update(len(batch))
+            bar.update(len(batch) * distributed.processes())
+    shares = distributed.from_all(parts)
+    parts = [shares[number % len(shares)][number // len(shares)] for number in range(len(starts))]
     losses, accuracies = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
     return Evaluation(tuple(steps), losses, 100 * accuracies)
 
 
 def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: str) -> Evaluation:
-    """Evaluate `checkpoint` on the classes of its own `split`, with the data, task sizes and steps of `experiment`.
+    """Evaluate `checkpoint` on its own `split`, with the data, task sizes, steps and normalisation of `experiment`.
 
-    Raises `UserError` where the head has fewer outputs than `task.ways`, or where the data do not hold the classes.
+    Data that share no class with the checkpoint's split are evaluated whole, which is said. Raises `UserError` where
+    the head has fewer outputs than `task.ways`, or where the data do not hold the classes or have other channels.
     """
-    head = checkpoint.backbone["ways"]
-    if experiment.task.ways > head:
-        raise UserError(
-            f"the checkpoint's head has {head} outputs, so it serves tasks of up to {head} classes, not of "
-            f"{experiment.task.ways}. Lower --n_way, or train with task.ways={experiment.task.ways}."
-        )
+    checkpoint.check_ways(experiment.task.ways)
     device = choose_device(experiment.run)
-    images = load_data(experiment.data)
-    check_split(checkpoint.split, images.class_names)
-    stream = task_stream(experiment, images, checkpoint.split, split)
-    steps = range(experiment.eval.steps + 1)
-    learner = checkpoint.learner().to(device)
-    return evaluate(learner, stream, tasks=experiment.eval.tasks, steps=steps, device=device, progress=True)
+    with distributed.process_group(device):
+        with distributed.one_a_machine_first():
+            images = load_data(experiment.data)
+        stream = _stream(checkpoint, experiment, images, split)
+        steps = range(experiment.eval.steps + 1)
+        learner = checkpoint.learner().to(device)
+        return evaluate(
+            learner,
+            stream,
+            tasks=experiment.eval.tasks,
+            steps=steps,
+            device=device,
+            normalisation=experiment.algorithm.normalisation,
+            progress=True,
+        )
+
+
+def _stream(checkpoint: Checkpoint, experiment: Experiment, images: LabelledImages, split: str) -> TaskStream:
+    if images.pixels.shape[1] != checkpoint.backbone["channels"]:
+        raise UserError(
+            f"the checkpoint's network takes images of {checkpoint.backbone['channels']} channels, the data have "
+            f"{images.pixels.shape[1]}. Set data.channels={checkpoint.backbone['channels']}."
+        )
+    classes = unseen_classes(checkpoint.split, split, images.class_names)
+    if classes != checkpoint.split[split] and distributed.rank() == 0:
+        tqdm.write(f"{experiment.data.root} holds no class that the checkpoint knows: all {len(classes)} are evaluated")
+    return task_stream(experiment, images, {split: classes}, split)

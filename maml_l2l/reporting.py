@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
 import platform
+import warnings
 from importlib import metadata
 from pathlib import Path
+
+import torch
 
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import Evaluation
 from maml_l2l.files import make_folder, write_atomically
 
 _PACKAGES = ("maml_l2l", "torch", "torchvision", "learn2learn", "numpy", "pydantic", "pyyaml", "pillow")
+_RUNNERS_UP = 3  # of each prediction, in its line
+_COLUMNS, _DRAWN_CLASSES, DRAWN_QUERIES = 8, 20, 40  # of a picture of predictions
 
 
 def versions() -> dict[str, str]:
@@ -32,34 +40,57 @@ class MetricsLog:
     lines `iteration`, `val_loss`, `val_accuracy` and `val_ci95`. No line holds a time: equal runs write equal files.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool):
-        self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115, closed by close()
-        self._writer = _summary_writer(folder / "tensorboard") if tensorboard else None
+    def __init__(self, folder: Path, tensorboard: bool, done: int = 0, size: int = 0):
+        """Go on after `done` meta-iterations, when the file had `size` bytes: what was written later is cut off."""
+        self._path = folder / "metrics.jsonl"
+        self._writer = _summary_writer(folder / "tensorboard", done + 1) if tensorboard else None
+        try:
+            found = self._path.read_bytes()[:size] if size else b""
+            self._file = open(self._path, "ab")  # noqa: SIM115, closed by close()
+            self._file.truncate(found.rfind(b"\n") + 1)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        if len(found) < size:
+            warnings.warn(
+                f"{self._path} has lost its last {size - len(found)} bytes since the run was saved", stacklevel=2
+            )
 
     def write(self, iteration: int, **values: float) -> None:
         """Append one line."""
-        self._file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        try:
+            self._file.write(json.dumps({"iteration": iteration, **values}).encode() + b"\n")
+        except OSError as error:
+            raise self._unwritable(error) from None
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, iteration)
 
-    def flush(self) -> None:
-        """Hand everything to the operating system, so that readers of the file see it."""
-        self._file.flush()
+    def sync(self) -> int:
+        """See everything onto the disk; return the number of bytes that stand there."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from None
+        return self._file.tell()
 
     def close(self) -> None:
-        """Flush and close."""
-        self._file.close()
+        """Flush and close. What a full disk keeps from being written is beyond the last checkpoint."""
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write {self._path}: {error.strerror}. Free space or make the folder writable.")
 
-def _summary_writer(folder: Path):
+
+def _summary_writer(folder: Path, purge_step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("run.tensorboard is true, but TensorBoard is not installed: pip install tensorboard.") from None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
@@ -83,7 +114,16 @@ def evaluation_json(evaluation: Evaluation, protocol: dict) -> dict:
     return {"accuracy": accuracy, **protocol}
 
 
-def write_json(path: str | Path, content: dict) -> None:
+def predictions_text(predictions: list[dict]) -> str:
+    """One line for each of `prediction.predictions`: path, class, probability, and the next classes."""
+    lines = []
+    for found in predictions:
+        first, *others = (f"{one['class']} {100 * one['probability']:.1f} %" for one in [found, *found["runners_up"]])
+        lines.append(f"{found['path']}: {first} ({', '.join(others[:_RUNNERS_UP])})")
+    return "\n".join(lines)
+
+
+def write_json(path: str | Path, content: dict | list) -> None:
     """Write `content` as indented JSON, atomically; the folder is created where it is absent."""
     make_folder(Path(path).parent)
     write_atomically(Path(path), lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
@@ -108,6 +148,52 @@ def plot_evaluation(evaluation: Evaluation, path: str | Path, title: str) -> Non
     axes.set_xticks(evaluation.steps)
     axes.grid(alpha=0.3)
     _save_figure(figure, Path(path))
+
+
+def plot_predictions(
+    support: torch.Tensor, labels: list[str], queries: torch.Tensor, predictions: list[dict], path: str | Path
+) -> None:
+    """The support set, a row for each class, above the queries and their classes, all as the network sees them.
+
+    support: (n, C, H, W) uint8, with n class names.  queries: (m, C, H, W) uint8, the first pictures of `predictions`.
+    What is more than stays readable is left out, and counted.
+    """
+    from matplotlib.figure import Figure
+
+    names = sorted(set(labels))[:_DRAWN_CLASSES]
+    shown = {name: support[[label == name for label in labels]][:_COLUMNS] for name in names}
+    rows, query_rows = len(shown), math.ceil(len(queries) / _COLUMNS)
+    figure = Figure(figsize=(1.2 * _COLUMNS + 1, 1.1 * rows + 1.4 * query_rows + 1), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1.1 * rows + 0.5, 1.4 * query_rows + 0.5])
+    drawn = sum(map(len, shown.values()))
+    upper.suptitle(_shown("support set, as the network sees it", drawn, len(support)))
+    lower.suptitle(_shown("queries and their predictions", len(queries), len(predictions)))
+    for row, (name, pictures) in zip(upper.subplots(rows, _COLUMNS, squeeze=False), shown.items(), strict=True):
+        row[0].set_ylabel(_shortened(name), rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
+        _draw(row, pictures)
+    axes = lower.subplots(query_rows, _COLUMNS, squeeze=False).ravel()
+    for place, found in zip(axes, predictions[: len(queries)], strict=False):
+        title = f"{_shortened(found['class'])}\n{100 * found['probability']:.1f} %"
+        place.set_title(title, fontsize=9, parse_math=False)
+    _draw(axes, queries)
+    _save_figure(figure, Path(path))
+
+
+def _shown(what: str, drawn: int, total: int) -> str:
+    return what if drawn == total else f"{what} ({drawn} of {total} pictures, {total - drawn} left out)"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"
+
+
+def _draw(places, pictures: torch.Tensor) -> None:
+    """Each picture in its place, and nothing in the places that are left."""
+    for place in places:
+        place.set(xticks=[], yticks=[])
+        place.spines[:].set_visible(False)
+    for place, picture in zip(places, pictures, strict=False):
+        place.imshow(picture.movedim(0, -1), cmap="gray", vmin=0, vmax=255)
 
 
 def plot_curves(metrics: Path, path: Path, title: str) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
 from torch.utils.data import TensorDataset
+from tqdm import tqdm
 
 from maml_l2l.config import Experiment
 from maml_l2l.data.images import LabelledImages
 from maml_l2l.data.splits import ClassSplit
-from maml_l2l.errors import UserError
+from maml_l2l.errors import UserError, listing
 from maml_l2l.learn2learn_import import KShots, MetaDataset, NWays, Taskset
 
 
@@ -68,12 +69,16 @@ class TaskStream:
         queries: int,
         rotate: bool,
         seed: int,
+        drop_small: bool = False,
     ):
-        """`classes` names the classes of `split`. Raises `UserError` where they cannot serve tasks of this size."""
+        """`classes` names the classes of `split`. Raises `UserError` where they cannot serve tasks of this size.
+
+        drop_small: leave out classes with fewer images than `shots` + `queries`, and say so.
+        """
         self.images, self.ways, self.shots, self.queries = images, ways, shots, queries
         self.rotate, self._key = rotate, f"{seed}/{split}"
         members = _members(images, classes)
-        _check_servable(members, split, ways, shots, queries)
+        members = _servable(members, images.class_names, split, ways, shots, queries, drop_small)
         dataset = MetaDataset(TensorDataset(images.pixels, images.labels), labels_to_indices=members)
         transforms = [NWays(dataset, ways), KShots(dataset, shots + queries)]
         self._taskset = Taskset(dataset, transforms, task_collate=self._gather)
@@ -106,8 +111,9 @@ class TaskStream:
 
 def task_stream(experiment: Experiment, images: LabelledImages, split: ClassSplit, name: str) -> TaskStream:
     """The tasks of the split `name`, of the size that `experiment` says."""
-    seed, rotate = experiment.run.seed, experiment.data.rotate
-    return TaskStream(images, split[name], split=name, rotate=rotate, seed=seed, **experiment.task.model_dump())
+    data, sizes = experiment.data, experiment.task.model_dump()
+    options = {"rotate": data.rotate, "seed": experiment.run.seed, "drop_small": data.drop_small_classes}
+    return TaskStream(images, split[name], split=name, **sizes, **options)
 
 
 @contextmanager
@@ -129,15 +135,31 @@ def _members(images: LabelledImages, classes: list[str]) -> dict[int, list[int]]
     return {label: list(range(starts[label], ends[label])) for label in sorted(label_of[name] for name in classes)}
 
 
-def _check_servable(members: dict[int, list[int]], split: str, ways: int, shots: int, queries: int) -> None:
+def _servable(
+    members: dict[int, list[int]],
+    class_names: Sequence[str],
+    split: str,
+    ways: int,
+    shots: int,
+    queries: int,
+    drop_small: bool,
+) -> dict[int, list[int]]:
+    """`members`, less the classes that are too small. Raises `UserError` where they do not serve, or may not go."""
+    small = [label for label, indices in members.items() if len(indices) < shots + queries]
+    if small:
+        counts = listing([f"{class_names[label]} ({len(members[label])})" for label in small])
+        too_small = f"{len(small)} of the {len(members)} classes of the {split} split hold fewer images: {counts}"
+        needed = f"task.shots + task.queries is {shots} + {queries} = {shots + queries}"
+        if not drop_small:
+            raise UserError(
+                f"{needed}, but {too_small}. Lower task.shots or task.queries, add images, or drop these classes with "
+                "data.drop_small_classes: true."
+            )
+        tqdm.write(f"{needed}, so data.drop_small_classes drops classes: {too_small}")
+        members = {label: indices for label, indices in members.items() if label not in small}
     if ways > len(members):
         raise UserError(
-            f"task.ways is {ways}, but the {split} split holds {len(members)} classes. "
-            "Lower task.ways, or use more classes."
+            f"task.ways is {ways}, but the {split} split holds {len(members)} of the {len(class_names)} classes. "
+            "Lower task.ways, or give that split more classes."
         )
-    smallest = min(map(len, members.values()))
-    if shots + queries > smallest:
-        raise UserError(
-            f"task.shots + task.queries is {shots} + {queries} = {shots + queries}, but a class of the {split} split "
-            f"holds {smallest} images. Lower task.shots or task.queries."
-        )
+    return members

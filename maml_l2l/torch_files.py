@@ -1,4 +1,4 @@
-"""Reading what `torch.save` wrote, whoever sent it."""
+"""Writing files with `torch.save`, and reading them, whoever sent them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ _MAX_PICKLE = 2**24  # bytes of everything but the tensors' contents: 100 times 
 _HARMLESS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"} | {
     f"torch {dtype}Storage" for dtype in ("BFloat16", "Byte", "Double", "Float", "Half", "Long")
 }
+
+
+def save_torch_file(content: Any, file: BinaryIO) -> None:
+    """`torch.save`; an error of the disk comes out as the `OSError` that it is."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # PyTorch's writer raises its own, on the way out
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load_torch_file(path: Path, kind: str, max_bytes: int | None = None) -> Any:

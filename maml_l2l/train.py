@@ -3,33 +3,70 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from maml_l2l import commands
 from maml_l2l.config import load_experiment
+from maml_l2l.data.omniglot import holds_omniglot
+from maml_l2l.errors import UserError
 
 
 def main() -> None:
     """Parse the command line, load the config, train."""
     parser = argparse.ArgumentParser(prog="python -m maml_l2l.train", description="Meta-train a network with MAML.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of the experiment (default: documented defaults)")
+    commands.add_set_option(parser)
+    parser.add_argument("--dataset_path", metavar="DIR", help="folder of the data set: Omniglot, or your own pictures")
+    parser.add_argument("--n_way", type=int, help="classes a task")
+    parser.add_argument("--k_shot", type=int, help="support images a class")
+    parser.add_argument("--n_query", type=int, help="query images a class")
+    parser.add_argument("--inner_iters", type=int, help="gradient steps of the inner loop")
+    parser.add_argument("--iters", type=int, help="meta-iterations an epoch")
+    parser.add_argument("--epochs", type=int, help="how many times --iters meta-iterations (default: 1)")
+    parser.add_argument("--save_to", metavar="FILE", type=Path, help="where the best checkpoint is written, too")
     parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="override, e.g. train.iterations=2000",
+        "--run_dir", metavar="DIR", help="folder of this run (default: runs/<name of --save_to or of the config>)"
     )
-    parser.add_argument("--run_dir", metavar="DIR", help="folder of this run (default: runs/<name of the config>)")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN_DIR",
+        nargs="?",
+        const="",
+        help="go on with the run in RUN_DIR (default: --run_dir), without --config as it was configured",
+    )
     arguments = parser.parse_args()
-    experiment = load_experiment(arguments.config, arguments.set)
-    run_dir = Path(arguments.run_dir or f"runs/{Path(arguments.config or experiment.data.name).stem}")
+    config = arguments.config
+    if arguments.resume and config is None:
+        config = Path(arguments.resume) / "config.yaml"
+    experiment = load_experiment(config, [*_overrides(arguments), *arguments.set])
+    name = arguments.save_to or Path(config or experiment.data.name)
+    run_dir = Path(arguments.resume or arguments.run_dir or f"runs/{name.stem}")
 
     from maml_l2l.training import train  # PyTorch and learn2learn load here, after the config has been checked
 
-    train(experiment, run_dir)
-    print(f"Done. Evaluate with: python -m maml_l2l.eval --model {run_dir / 'best.pth'}")
+    train(experiment, run_dir, arguments.save_to, resume=arguments.resume is not None)
+    if commands.is_first_process():
+        print(f"Done. Evaluate with: python -m maml_l2l.eval --model {arguments.save_to or run_dir / 'best.pth'}")
+
+
+def _overrides(arguments: argparse.Namespace) -> Iterator[str]:
+    """The flags as `--set` takes them: without a config, a folder is what it looks like."""
+    keys = {
+        "data.root": arguments.dataset_path,
+        "task.ways": arguments.n_way,
+        "task.shots": arguments.k_shot,
+        "task.queries": arguments.n_query,
+        "algorithm.inner_steps": arguments.inner_iters,
+    }
+    if arguments.dataset_path is not None and arguments.config is None:
+        keys["data.name"] = "omniglot" if holds_omniglot(arguments.dataset_path) else "folder"
+    if arguments.iters is not None:
+        keys["train.iterations"] = arguments.iters * (1 if arguments.epochs is None else arguments.epochs)
+    elif arguments.epochs is not None:
+        raise UserError(f"--epochs {arguments.epochs}: an epoch is --iters meta-iterations, so give --iters too.")
+    return (f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from maml_l2l import distributed
 from maml_l2l.algorithms import backbone_arguments, build_learner
-from maml_l2l.algorithms.meta_learner import Scores
 from maml_l2l.checkpoint import Checkpoint
 from maml_l2l.config import Experiment
 from maml_l2l.data.images import LabelledImages
@@ -20,7 +20,8 @@ from maml_l2l.data.splits import ClassSplit
 from maml_l2l.device import choose_device
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import Evaluation, evaluate
-from maml_l2l.run_folder import RunFolder, refuse_used_folder
+from maml_l2l.interruption import StopRequests
+from maml_l2l.run_folder import NoRunFolder, RunFolder, holds_run, refuse_used_folder, saved_state
 from maml_l2l.tasks import task_stream
 
 _WORTH_COMPILING = 1000  # meta-iterations; compiling takes the time of some hundred
@@ -42,8 +43,12 @@ class MetaTrainer:
     def __init__(self, experiment: Experiment, images: LabelledImages, split: ClassSplit, device: torch.device):
         """Raises `UserError` where the images cannot serve the tasks."""
         self.experiment, self.split, self.device = experiment, split, device
+        self.done, self.validation_accuracy = 0, None
+        _check_processes(experiment.train.meta_batch)
         self.training_tasks = task_stream(experiment, images, split, "train")
         self.validation_tasks = task_stream(experiment, images, split, "val")
+        if split["test"]:
+            task_stream(experiment, images, split, "test")  # refuses what could not be evaluated, now and not then
         torch.manual_seed(experiment.run.seed)
         self.backbone = backbone_arguments(experiment.model, experiment.task.ways, images.pixels.shape[1])
         compile_ = experiment.run.compile
@@ -59,31 +64,70 @@ class MetaTrainer:
         Raises `UserError`, before the weights change, where a loss or a meta-gradient is not finite.
         """
         settings = self.experiment.train
-        for iteration in range(settings.iterations):
-            meta_lr = self._set_meta_lr(iteration)
-            tasks = self.training_tasks.batch(iteration * settings.meta_batch, settings.meta_batch).to(self.device)
-            scores = self.learner.meta_gradient(tasks, self.experiment.algorithm.inner_steps)
-            self._check_finite(iteration, scores)
+        while self.done < settings.iterations:
+            meta_lr = self._set_meta_lr(self.done)
+            loss, accuracy = self._meta_gradient(self.done)
             self.optimizer.step()
-            loss, accuracy = scores.losses.mean().item(), 100 * scores.accuracies.mean().item()
-            yield MetaIteration(iteration + 1, loss, accuracy, meta_lr)
+            self.done += 1
+            yield MetaIteration(self.done, loss, accuracy, meta_lr)
+
+    def _meta_gradient(self, iteration: int) -> tuple[float, float]:
+        """Set the meta-gradient of the whole meta-batch, of which each process works on its share.
+
+        Returns mean loss (nats) and accuracy (percent) over the meta-batch.
+        """
+        settings, algorithm = self.experiment.train, self.experiment.algorithm
+        parameters = list(self.learner.parameters())
+        first, count = distributed.share(settings.meta_batch)
+        tasks = self.training_tasks.batch(iteration * settings.meta_batch + first, count).to(self.device)
+        scores = self.learner.meta_gradient(tasks, algorithm.inner_steps, algorithm.normalisation)
+        means = torch.stack([scores.losses.mean(), scores.accuracies.mean()])
+        if distributed.processes() > 1:
+            parts = [*(parameter.grad for parameter in parameters), means]
+            torch._foreach_mul_(parts, count / settings.meta_batch)
+            distributed.sum_in_place(parts)
+        loss, accuracy = means.tolist()
+        self._check_finite(iteration, loss)
+        if settings.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        return loss, 100 * accuracy
 
     def validate(self) -> Evaluation:
-        """Scores on the fixed validation tasks, after as many inner steps as in training."""
-        tasks, steps = self.experiment.train.validate_tasks, [self.experiment.algorithm.inner_steps]
-        return evaluate(self.learner, self.validation_tasks, tasks=tasks, steps=steps, device=self.device)
+        """Scores on the fixed validation tasks, after as many inner steps and normalised as in training."""
+        algorithm = self.experiment.algorithm
+        evaluation = evaluate(
+            self.learner,
+            self.validation_tasks,
+            tasks=self.experiment.train.validate_tasks,
+            steps=[algorithm.inner_steps],
+            device=self.device,
+            normalisation=algorithm.normalisation,
+        )
+        self.validation_accuracy = evaluation.mean()[0]
+        return evaluation
 
-    def checkpoint(self, done: int, validation_accuracy: float | None, with_optimizer: bool) -> Checkpoint:
-        """The state after `done` meta-iterations."""
+    def checkpoint(self, with_optimizer: bool) -> Checkpoint:
+        """The state after `done` meta-iterations, with the accuracy of the latest validation."""
         return Checkpoint(
             config=self.experiment.model_dump(),
             split=self.split,
-            iteration=done,
-            validation_accuracy=validation_accuracy,
+            iteration=self.done,
+            validation_accuracy=self.validation_accuracy,
             backbone=self.backbone,
             weights=self.learner.module.state_dict(),
             optimizer=self.optimizer.state_dict() if with_optimizer else None,
         )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint`, a `last.pth`. Raises `UserError` where the data's classes are not those it has."""
+        if checkpoint.split != self.split:
+            raise UserError(
+                f"the classes of {self.experiment.data.root} are not those that the run was started with. "
+                "Point data.root to the same data, or start another run with --run_dir."
+            )
+        self.done, self.validation_accuracy = checkpoint.iteration, checkpoint.validation_accuracy
+        self.learner.module.load_state_dict(checkpoint.weights)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
 
     def _set_meta_lr(self, iteration: int) -> float:
         settings = self.experiment.train
@@ -93,42 +137,74 @@ class MetaTrainer:
         self.optimizer.param_groups[0]["lr"] = meta_lr
         return meta_lr
 
-    def _check_finite(self, iteration: int, scores: Scores) -> None:
+    def _check_finite(self, iteration: int, loss: float) -> None:
         gradients = torch.stack([parameter.grad.sum() for parameter in self.learner.parameters()])
-        if scores.losses.isfinite().all() and gradients.isfinite().all():
+        if math.isfinite(loss) and gradients.isfinite().all():
             return
-        quantity = "meta-gradient" if scores.losses.isfinite().all() else "loss"
-        first = iteration * self.experiment.train.meta_batch
+        quantity = "meta-gradient" if math.isfinite(loss) else "loss"
+        tasks = self.experiment.train.meta_batch
         raise UserError(
-            f"the {quantity} of meta-iteration {iteration + 1} is not finite (tasks {first} to "
-            f"{first + len(scores.losses) - 1} of seed {self.experiment.run.seed}, split train). Its update was not "
+            f"the {quantity} of meta-iteration {iteration + 1} is not finite (tasks {iteration * tasks} to "
+            f"{(iteration + 1) * tasks - 1} of seed {self.experiment.run.seed}, split train). Its update was not "
             "applied, and the checkpoints written before it stay. Lower algorithm.inner_lr or train.meta_lr."
         )
 
 
-def train(experiment: Experiment, run_dir: Path) -> None:
+def _check_processes(meta_batch: int) -> None:
+    if distributed.processes() > meta_batch:
+        raise UserError(
+            f"train.meta_batch is {meta_batch}, which {distributed.processes()} processes cannot share. "
+            f"Start {meta_batch} at most, or raise train.meta_batch."
+        )
+
+
+def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, resume: bool = False) -> None:
     """Meta-train as `experiment` says and leave everything in the folder `run_dir`; see `RunFolder`.
 
-    Raises `UserError` where the data cannot serve the tasks, where `run_dir` already holds a run or cannot be written,
-    and where a loss or meta-gradient is not finite.
+    save_to: a second path for the best checkpoint.  resume: go on with the run that `run_dir` holds; so it is when
+    torchrun starts again after a process died.
+    Raises `UserError` where the data cannot serve the tasks, where `run_dir` already holds a run (resume: holds none,
+    or one of another config), where it or `save_to` cannot be written, and where a loss or meta-gradient is not finite.
+    Raises `Stopped` after SIGINT or SIGTERM, with everything saved.
     """
     device = choose_device(experiment.run)
-    refuse_used_folder(run_dir)
-    images = load_data(experiment.data)
-    trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
-    settings = experiment.train
-    with RunFolder(run_dir, experiment) as folder:
-        folder.save_last(trainer.checkpoint(0, None, with_optimizer=True))
-        progress = tqdm(trainer.iterations(), run_dir.name, settings.iterations, unit="it", disable=None)
-        validation_accuracy = None
+    with distributed.process_group(device):
+        resume = resume or (distributed.restarted() and holds_run(run_dir))
+        if not resume and distributed.rank() == 0:
+            refuse_used_folder(run_dir)
+        # The first process reads it for all: there may be no folder that all machines share.
+        saved = distributed.from_first(saved_state(run_dir, experiment) if resume and distributed.rank() == 0 else None)
+        with distributed.one_a_machine_first():
+            images = load_data(experiment.data)
+        trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
+        if saved is not None:
+            trainer.restore(saved)
+        with RunFolder(run_dir, experiment, saved, save_to) if distributed.rank() == 0 else NoRunFolder() as folder:
+            if saved is None:
+                folder.save_last(trainer.checkpoint(with_optimizer=True))
+            elif distributed.rank() == 0:
+                tqdm.write(f"resuming {run_dir} after {trainer.done} meta-iterations")
+            _run(trainer, folder, run_dir)
+
+
+def _run(trainer: MetaTrainer, folder: RunFolder | NoRunFolder, run_dir: Path) -> None:
+    """The outer loop to its end or to a signal; validates, logs and saves on the way."""
+    settings = trainer.experiment.train
+    message = f"python -m maml_l2l.train --resume {run_dir} goes on where it stopped."
+    shown = {"unit": "it", "initial": trainer.done, "disable": None if distributed.rank() == 0 else True}
+    with StopRequests(message) as stop:
+        progress = tqdm(trainer.iterations(), run_dir.name, settings.iterations, **shown)
         for step in progress:
+            stop.at_once = False
             folder.log(step.number, loss=step.loss, accuracy=step.accuracy, meta_lr=step.meta_lr)
             rates = f"loss {step.loss:.3f}, accuracy {step.accuracy:.1f} %, meta_lr {step.meta_lr:.1e}"
             progress.set_postfix_str(rates, refresh=False)
             last = step.number == settings.iterations
+            stopping = distributed.any_process(stop.signal_number is not None, trainer.device)
             if last or step.number % settings.validate_every == 0:
                 evaluation = trainer.validate()
-                validation_accuracy = evaluation.mean()[0]
-                folder.validated(trainer.checkpoint(step.number, validation_accuracy, with_optimizer=False), evaluation)
-            if last or step.number % settings.checkpoint_every == 0:
-                folder.save_last(trainer.checkpoint(step.number, validation_accuracy, with_optimizer=True))
+                folder.validated(trainer.checkpoint(with_optimizer=False), evaluation)
+            if last or stopping or step.number % settings.checkpoint_every == 0:
+                folder.save_last(trainer.checkpoint(with_optimizer=True))
+            if stopping and not last:
+                raise stop.stopped()

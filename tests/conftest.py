@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -71,4 +72,28 @@ def glyphs_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("glyphs")
     load_glyphs(root, alphabets=3)
+    return root
+
+
+@pytest.fixture(scope="session")
+def omniglot_as_folder(omniglot_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real Omniglot as `DIR/alphabet/character/*.png`."""
+    root = tmp_path_factory.mktemp("folder")
+    for part in ("images_background", "images_evaluation"):
+        for alphabet in (omniglot_root / "omniglot-py" / part).iterdir():
+            (root / alphabet.name).symlink_to(alphabet)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A colour data set in ImageFolder layout: 30 classes of 8 textured shapes, JPEG and PNG, of different sizes."""
+    from tests.images import textured_shape
+
+    root, rng = tmp_path_factory.mktemp("shapes"), np.random.default_rng(0)
+    for label in range(30):
+        folder = root / f"class{label:02d}"
+        folder.mkdir()
+        for index in range(8):
+            textured_shape(label, rng).save(folder / f"{index}.{'jpg' if index % 2 else 'png'}")
     return root

@@ -41,7 +41,7 @@ def trained(glyphs_root, tmp_path_factory):
     return folder / "run", done
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "download"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "download"])
 def test_help_does_not_import_torch(command):
     code = (
         f"import sys, maml_l2l.{command} as command\nsys.argv = ['{command}', '--help']\n"
@@ -91,12 +91,28 @@ def test_evaluation_takes_other_task_sizes(trained):
     assert len(done.stdout.splitlines()) == 1 + 1 + 2
 
 
+def test_evaluation_reports_either_normalisation(trained, tmp_path):
+    folder, _ = trained
+    found = {}
+    for normalisation in ("batch", "support"):
+        report = tmp_path / f"{normalisation}.json"
+        options = ["--normalisation", normalisation, "--tasks", 30, "--steps", 1, "--json", report]
+        done = run("maml_l2l.eval", "--model", folder / "best.pth", *options)
+        assert f"test classes, {normalisation} statistics" in done.stdout, done.stderr
+        found[normalisation] = json.loads(report.read_text())
+        assert found[normalisation]["normalisation"] == normalisation
+    assert found["batch"]["accuracy"] != found["support"]["accuracy"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--n_way", 4], "the checkpoint's head has 3 outputs, so it serves tasks of up to 3 classes, not of 4"),
         (["--tasks", -5], "the command line: `eval.tasks` should be greater than or equal to 2, found -5"),
-        (["--k_shot", 15, "--n_query", 6], "task.shots + task.queries is 15 + 6 = 21, but a class of the test split"),
+        (
+            ["--k_shot", 15, "--n_query", 6],
+            "task.shots + task.queries is 15 + 6 = 21, but 26 of the 26 classes of the test split",
+        ),
     ],
 )
 def test_bad_evaluations_are_user_errors(trained, arguments, message):

@@ -144,14 +144,18 @@ def test_the_result_does_not_depend_on_the_chunk(engine, monkeypatch):
 
 
 @ORDERS
-@pytest.mark.parametrize("compile_", [False, True], ids=["uncompiled", "compiled"])
-def test_training_ends_in_the_same_weights(first_order, compile_):
-    loop, vectorized = learner_pair(conv4, 5, first_order=first_order)
+@pytest.mark.parametrize(
+    ("make", "compile_"),
+    [(conv4, False), (mlp, True), pytest.param(conv4, True, marks=pytest.mark.slow)],
+    ids=["uncompiled", "compiled-mlp", "compiled"],
+)
+def test_training_ends_in_the_same_weights(make, compile_, first_order):
+    loop, vectorized = learner_pair(make, 5, first_order=first_order)
     vectorized.compile = compile_
     for learner in (loop, vectorized):
         optimizer = torch.optim.Adam(learner.parameters(), lr=1e-3)
         for iteration in range(50):
-            tasks = random_tasks(3, 5, 1, 1, seed=iteration, side=14)
+            tasks = random_tasks(3, 5, 1, 1, seed=iteration, side=14 if make is conv4 else 28)
             learner.meta_gradient(tasks, 1)
             optimizer.step()
     for found, expected in zip(vectorized.parameters(), loop.parameters(), strict=True):
@@ -222,12 +226,19 @@ def test_compiled_agrees_on_conv4(first_order):
     assert_compiled_agrees(conv4, 5, 1, 1, first_order, 1, torch.float64, 1e-9)
 
 
+@pytest.mark.slow
 def test_compiled_agrees_on_conv4_in_float32():
     assert_compiled_agrees(conv4, 5, 1, 1, False, 1, torch.float32, 1e-4)
 
 
-@pytest.mark.parametrize("make", [mlp, custom])
-@ORDERS
+@pytest.mark.parametrize(
+    ("make", "first_order"),
+    [
+        (mlp, False),
+        (custom, True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(mlp, True), (custom, False)]),
+    ],
+)
 def test_compiled_agrees_on_any_module(make, first_order):
     assert_compiled_agrees(make, 5, 1, 2, first_order, 2, torch.float64, 1e-9)
 

@@ -61,6 +61,23 @@ def test_accuracy_is_counted_on_the_adapted_network(checkpoint):
             learner.adapt(loss)
 
 
+def test_with_support_statistics_each_query_is_scored_as_if_it_were_alone(checkpoint):
+    overrides = {"eval.tasks": 6, "eval.steps": 1, "task.queries": 4, "algorithm.normalisation": "support"}
+    experiment = with_overrides(checkpoint.experiment, overrides, "test")
+    evaluation = evaluate_checkpoint(checkpoint, experiment, "test")
+    from maml_l2l.data.sources import load_data
+
+    tasks = task_stream(experiment, load_data(experiment.data), checkpoint.split, "test").batch(0, 6)
+    for index, support in enumerate(tasks.support):
+        learner = checkpoint.learner().clone()
+        learner.adapt(torch.nn.functional.cross_entropy(learner(support), tasks.support_labels[index]))
+        losses = [
+            torch.nn.functional.cross_entropy(learner(torch.cat([support, query[None]]), len(support))[-1], label)
+            for query, label in zip(tasks.query[index], tasks.query_labels[index], strict=True)
+        ]
+        assert evaluation.losses[1, index].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+
+
 def test_an_untrained_network_without_adaptation_is_at_chance(checkpoint):
     fresh = checkpoint.learner()
     fresh.module.head.reset_parameters()
@@ -83,7 +100,7 @@ def test_other_data_than_the_checkpoint_s_are_refused(checkpoint):
     experiment = with_overrides(checkpoint.experiment, {"data.alphabets": 4}, "test")
     checkpoint.split["test"].append("Alphabet_99/character01")
     try:
-        with pytest.raises(UserError, match=r"1 classes of the split are not in the data set.*Alphabet_99"):
+        with pytest.raises(UserError, match=r"1 of the 27 test classes of the checkpoint are not in .*Alphabet_99"):
             evaluate_checkpoint(checkpoint, experiment, "test")
     finally:
         checkpoint.split["test"].pop()

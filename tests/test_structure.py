@@ -9,18 +9,18 @@ PACKAGE = Path(__file__).parents[1] / "maml_l2l"
 # Each layer may import from those above it in this list, and its own files from one another.
 LAYERS = [
     ["__init__", "config_problems", "errors", "files", "learn2learn_import", "torch_files", "yaml_values"],
-    ["config", "device"],
+    ["config", "device", "distributed", "interruption"],
     ["data"],
     ["tasks"],
     ["backbones"],
     ["algorithms"],
     ["checkpoint", "checkpoint_validation"],
-    ["evaluation"],
+    ["evaluation", "prediction"],
     ["reporting"],
     ["run_folder"],
     ["training"],
     ["commands"],
-    ["train", "eval", "download"],
+    ["train", "eval", "predict", "download"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maml_l2l.data.images import LabelledImages
 from maml_l2l.errors import UserError
 from maml_l2l.tasks import TaskStream
 from tests.images import identities, numbered_images
@@ -17,10 +18,10 @@ sizes = st.fixed_dictionaries({"ways": st.integers(2, 6), "shots": st.integers(1
 keys = st.fixed_dictionaries({"seed": st.integers(0, 2**32), "split": st.sampled_from(["train", "val", "test"])})
 
 
-def stream(ways=3, shots=2, queries=2, seed=0, split="train", rotate=True, classes=DATA.class_names):
-    return TaskStream(
-        DATA, list(classes), split=split, ways=ways, shots=shots, queries=queries, rotate=rotate, seed=seed
-    )
+def stream(ways=3, shots=2, queries=2, seed=0, split="train", rotate=True, classes=DATA.class_names, **options):
+    images = options.pop("images", DATA)
+    sizes = {"ways": ways, "shots": shots, "queries": queries}
+    return TaskStream(images, list(classes), split=split, rotate=rotate, seed=seed, **sizes, **options)
 
 
 @given(sizes, keys, st.integers(0, 10**6))
@@ -112,10 +113,44 @@ def test_chunks_are_the_same_tasks_in_order():
 
 
 def test_too_many_ways_are_refused():
-    with pytest.raises(UserError, match=r"task.ways is 13, but the train split holds 12 classes"):
+    with pytest.raises(UserError, match=r"task.ways is 13, but the train split holds 12 of the 12 classes"):
         stream(ways=13)
 
 
 def test_too_many_images_a_class_are_refused():
-    with pytest.raises(UserError, match=r"task.shots \+ task.queries is 5 \+ 4 = 9.*holds 8 images"):
+    with pytest.raises(UserError, match=r"task.shots \+ task.queries is 5 \+ 4 = 9.*12 of the 12.*class000 \(8\)"):
         stream(shots=5, queries=4)
+
+
+def uneven(small):
+    """`DATA` less all but two images of the first `small` classes."""
+    kept = (DATA.labels >= small) | (torch.arange(len(DATA.labels)) % IMAGES < 2)
+    return LabelledImages(DATA.pixels[kept], DATA.labels[kept], DATA.class_names)
+
+
+def test_classes_with_too_few_images_are_listed_with_their_counts():
+    message = (
+        r"task.shots \+ task.queries is 2 \+ 2 = 4, but 11 of the 12 classes of the val split hold fewer images: "
+        r"class000 \(2\), class001 \(2\), .*class009 \(2\) and 1 more. Lower .* data.drop_small_classes: true"
+    )
+    with pytest.raises(UserError, match=message):
+        stream(images=uneven(11), split="val")
+
+
+def test_dropping_small_classes_says_so_and_leaves_the_others(capsys):
+    tasks = stream(images=uneven(3), drop_small=True)
+    assert (
+        "drops classes: 3 of the 12 classes of the train split hold fewer images: class000" in capsys.readouterr().out
+    )
+    drawn = identities(tasks.batch(0, 60).support)[..., 0]
+    assert set(drawn.flatten().tolist()) == set(range(3, 12))
+
+
+def test_too_few_classes_left_after_dropping_are_refused():
+    with pytest.raises(UserError, match=r"task.ways is 3, but the train split holds 2 of the 12 classes"):
+        stream(images=uneven(10), drop_small=True)
+
+
+def test_a_split_without_classes_is_refused():
+    with pytest.raises(UserError, match=r"task.ways is 3, but the test split holds 0 of the 12 classes"):
+        stream(classes=[], split="test")

@@ -7,12 +7,14 @@ import os
 import pytest
 import torch
 import yaml
+from torch.nn.functional import cross_entropy
 
 from maml_l2l import training
 from maml_l2l.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
+from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.errors import UserError
-from maml_l2l.training import train
+from maml_l2l.training import MetaTrainer, train
 
 TINY = [
     "data.name=glyphs",
@@ -44,6 +46,7 @@ def test_the_run_folder_holds_everything(experiment, tmp_path):
     folder = tmp_path / "run"
     train(experiment(), folder)
     names = {"config.yaml", "versions.json", "metrics.jsonl", "last.pth", "best.pth", "curves.png"}
+    names |= {"previous.pth", ".lock"}
     assert {path.name for path in folder.iterdir()} == names
     assert yaml.safe_load((folder / "config.yaml").read_text()) == experiment().model_dump()
     assert json.loads((folder / "versions.json").read_text())["torch"].startswith(torch.__version__.split("+")[0])
@@ -66,6 +69,22 @@ def test_a_run_is_a_function_of_its_config(experiment, tmp_path):
     assert a == b != c
     first, second = (load_checkpoint(tmp_path / name / "last.pth").weights for name in "ab")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("normalisation", ["batch", "support"])
+def test_training_and_validation_score_queries_as_the_config_normalises_them(experiment, normalisation):
+    settings = experiment(f"algorithm.normalisation={normalisation}", "task.queries=2")
+    images = load_data(settings.data)
+    trainer = MetaTrainer(settings, images, class_split(settings.data, images), torch.device("cpu"))
+
+    def loss(stream, tasks):
+        batch = stream.batch(0, tasks)
+        logits = trainer.learner.adapt_and_score(batch, [1], normalisation)[0]
+        return cross_entropy(logits.flatten(0, 1), batch.query_labels.flatten()).item()
+
+    assert trainer.validate().losses.mean().item() == pytest.approx(loss(trainer.validation_tasks, 4))
+    expected = loss(trainer.training_tasks, 3)
+    assert next(trainer.iterations()).loss == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("order", ["first", "second"])
@@ -104,7 +123,10 @@ def test_a_read_only_folder_is_refused(experiment, tmp_path):
 
 
 def test_a_task_that_the_data_cannot_serve_leaves_no_folder(experiment, tmp_path):
-    with pytest.raises(UserError, match=r"task.shots \+ task.queries is 15 \+ 6 = 21.*holds 20 images"):
+    with pytest.raises(
+        UserError,
+        match=r"task.shots \+ task.queries is 15 \+ 6 = 21.*hold fewer images: Alphabet_\d+/\w+ \(20\)",
+    ):
         train(experiment("task.shots=15", "task.queries=6"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -6,20 +6,20 @@ On disk it has torchvision's layout, so that either library uses what the other 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
 from maml_l2l.data import archives
+from maml_l2l.data.image_files import ImageFile, digest, image_file
 from maml_l2l.errors import UserError
 from maml_l2l.files import make_folder, write_atomically
 
@@ -59,12 +59,9 @@ _PARTS = (
 )
 
 
-class _ImageFile(NamedTuple):
-    class_name: str  # Alphabet/characterNN
-    name: str
-    size: int  # in bytes
-    mtime_ns: int
-    path: str
+def holds_omniglot(root: str | Path) -> bool:
+    """Whether Omniglot, or what is left of it, lies in `root`."""
+    return (Path(root) / _FOLDER).is_dir()
 
 
 def load_omniglot(root: str | Path, source: str | None = None, verify: bool = True) -> LabelledImages:
@@ -82,7 +79,7 @@ def load_omniglot(root: str | Path, source: str | None = None, verify: bool = Tr
         download_omniglot(root, source, verify)
         found = {part: _scan(folder, part) for part in _PARTS}
     files = sorted(itertools.chain(*found.values()))
-    return cached(folder / _CACHE, _digest(folder, files), lambda: _decode(files))
+    return cached(folder / _CACHE, digest(folder, files), lambda: _decode(files))
 
 
 def download_omniglot(root: str | Path, source: str | None = None, verify: bool = True) -> str:
@@ -180,13 +177,13 @@ def _images(archive: Path, part: _Part) -> list[zipfile.ZipInfo]:
     return infos
 
 
-def _is_complete(part: _Part, files: list[_ImageFile]) -> bool:
+def _is_complete(part: _Part, files: list[ImageFile]) -> bool:
     sizes = Counter(file.class_name for file in files)
     full = sum(size >= DRAWINGS for size in sizes.values())
     return full >= part.characters and all(file.size for file in files)
 
 
-def _scan(folder: Path, part: _Part) -> list[_ImageFile]:
+def _scan(folder: Path, part: _Part) -> list[ImageFile]:
     """The images of one part in no particular order; none where its folder does not exist."""
     part_folder = str(folder / part.name)
     try:
@@ -200,28 +197,20 @@ def _scan(folder: Path, part: _Part) -> list[_ImageFile]:
         ) from None
 
 
-def _walk(part_folder: str) -> Iterator[_ImageFile]:
+def _walk(part_folder: str) -> Iterator[ImageFile]:
     for alphabet in _folders(part_folder):
         for character in _folders(alphabet.path):
             class_name = f"{alphabet.name}/{character.name}"
             for entry in os.scandir(character.path):
                 if entry.name.endswith(".png") and not entry.name.startswith("."):
-                    status = entry.stat()
-                    yield _ImageFile(class_name, entry.name, status.st_size, status.st_mtime_ns, entry.path)
+                    yield image_file(class_name, entry)
 
 
 def _folders(folder: str) -> list[os.DirEntry[str]]:
     return [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _digest(folder: Path, files: Iterable[_ImageFile]) -> str:
-    """Of all that the decoded pixels depend on: each file's path below `folder`, size and time of change."""
-    start = len(str(folder))
-    lines = (f"{file.path[start:]}\t{file.size}\t{file.mtime_ns}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
-
-
-def _decode(files: list[_ImageFile]) -> LabelledImages:
+def _decode(files: list[ImageFile]) -> LabelledImages:
     """`files`: sorted by class."""
     import numpy as np
     import torch

@@ -6,21 +6,35 @@ from pathlib import Path
 
 from maml_l2l.config import Data
 from maml_l2l.data.glyphs import load_glyphs
+from maml_l2l.data.image_folder import load_folder
 from maml_l2l.data.images import LabelledImages
 from maml_l2l.data.omniglot import load_omniglot
-from maml_l2l.data.splits import ClassSplit, finn_split, glyph_alphabets, omniglot_alphabets
+from maml_l2l.data.splits import (
+    ClassSplit,
+    finn_split,
+    fraction_split,
+    given_split,
+    glyph_alphabets,
+    omniglot_alphabets,
+)
 
 
 def load_data(data: Data) -> LabelledImages:
     """All images that `data` names, decoded; downloaded or drawn first where they are absent."""
     root = Path(data.root)
+    if data.name == "folder":
+        return load_folder(data)
     if data.name == "glyphs":
         return load_glyphs(root, alphabets=data.alphabets)
     return load_omniglot(root, source=data.source, verify=data.verify)
 
 
 def class_split(data: Data, images: LabelledImages) -> ClassSplit:
-    """The names of the classes that train, validate and test, as `data.split` says."""
+    """The names of the classes that train, validate and test, as `data` says, or as a folder comes split already."""
+    if images.parts is not None:
+        return given_split(images.class_names, images.parts, data.val_fraction, data.split_seed)
+    if data.name == "folder":
+        return fraction_split(images.class_names, data.val_fraction, data.test_fraction, data.split_seed)
     if data.split == "finn":
         return finn_split(images.class_names)
     return (glyph_alphabets if data.name == "glyphs" else omniglot_alphabets)(images.class_names)

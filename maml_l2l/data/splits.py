@@ -20,12 +20,21 @@ _FINN_SEED = "finn-2017"
 _VALIDATION_ALPHABETS = ("Balinese", "Futurama", "Japanese_(katakana)", "N_Ko", "Tagalog")
 
 
+def _shuffled(class_names: Iterable[str], seed: str) -> list[str]:
+    """In the order of a SHA-256 of seed and name, which no Python version and no directory order changes."""
+
+    def key(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()
+
+    return sorted(class_names, key=key)
+
+
 def finn_split(class_names: Iterable[str]) -> ClassSplit:
     """Finn et al.'s proportions: 1,100 / 100 / 423 of Omniglot's 1,623 characters, the same shares of a smaller set.
 
-    The order is that of a SHA-256 of a fixed seed and the name, which no Python version and no directory order changes.
+    See `_shuffled` for the order.
     """
-    order = sorted(class_names, key=lambda name: hashlib.sha256(f"{_FINN_SEED}/{name}".encode()).digest())
+    order = _shuffled(class_names, _FINN_SEED)
     train_end = round(len(order) * _FINN_TRAIN / _FINN_ALL)
     val_end = round(len(order) * (_FINN_TRAIN + _FINN_VAL) / _FINN_ALL)
     parts = order[:train_end], order[train_end:val_end], order[val_end:]
@@ -54,12 +63,36 @@ def glyph_alphabets(class_names: Sequence[str]) -> ClassSplit:
     return alphabet_split(class_names, alphabets[-test - validation : -test], alphabets[-test:])
 
 
-def check_split(split: ClassSplit, class_names: Iterable[str]) -> None:
-    """Raise `UserError` where a split, e.g. a checkpoint's, names classes that the data set does not hold."""
+def fraction_split(class_names: Iterable[str], val_fraction: float, test_fraction: float, seed: int) -> ClassSplit:
+    """The nearest whole numbers of classes to these shares validate and test, the others train; see `_shuffled`."""
+    order = _shuffled(class_names, str(seed))
+    val_end = round(len(order) * val_fraction)
+    test_end = val_end + round(len(order) * test_fraction)
+    return {"train": sorted(order[test_end:]), "val": sorted(order[:val_end]), "test": sorted(order[val_end:test_end])}
+
+
+def given_split(class_names: Sequence[str], parts: Sequence[str], val_fraction: float, seed: int) -> ClassSplit:
+    """`parts` names the split of each class; where none validates, a share of those that train does."""
+    split = {name: [c for c, part in zip(class_names, parts, strict=True) if part == name] for name in SPLITS}
+    if not split["val"]:
+        carved = fraction_split(split["train"], val_fraction, 0, seed)
+        split |= {"train": carved["train"], "val": carved["val"]}
+    return split
+
+
+def unseen_classes(split: ClassSplit, part: str, class_names: Sequence[str]) -> list[str]:
+    """The classes of `part` of a checkpoint's split; or all of a data set that shares no class with that split.
+
+    Raises `UserError` where the data set holds some classes of the split, but not all of `part`.
+    """
     known = set(class_names)
-    missing = [name for part in split.values() for name in part if name not in known]
+    missing = [name for name in split[part] if name not in known]
+    if known.isdisjoint(name for names in split.values() for name in names):
+        return list(class_names)
     if missing:
         raise UserError(
-            f"{len(missing)} classes of the split are not in the data set, the first is {missing[0]!r}. "
-            "Point to the data that the checkpoint was trained on."
+            f"{len(missing)} of the {len(split[part])} {part} classes of the checkpoint are not in the data set, the "
+            f"first is {missing[0]!r}. Point to the data that the checkpoint was trained on, or to classes of which it "
+            "has seen none."
         )
+    return split[part]

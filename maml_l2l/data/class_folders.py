@@ -1,0 +1,111 @@
+"""The classes in a folder of a user's own pictures: torchvision's ImageFolder layout, nested deeper, or split already.
+
+A class is a folder that holds files and no folders; its name is its path, with '/' between levels. At the top, `train`
+together with `val`, `test` or both, and no other folder, are the parts of a split and no level of a name. Hidden files
+and folders are passed over, and so are Thumbs.db, desktop.ini and files that end in .txt, .json, .csv or .md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from maml_l2l.data.image_files import ImageFile, image_file
+from maml_l2l.data.splits import SPLITS
+from maml_l2l.errors import UserError, listing
+
+_NOT_PICTURES = {"thumbs.db", "desktop.ini"}
+_NOT_PICTURE_ENDINGS = {".txt", ".json", ".csv", ".md"}
+
+
+class ClassFolders(NamedTuple):
+    """files: sorted by class. class_names: sorted. parts: that of each class, None where the folder is not split."""
+
+    files: list[ImageFile]
+    class_names: tuple[str, ...]
+    parts: tuple[str, ...] | None
+
+
+def find_classes(root: Path) -> ClassFolders:
+    """Scan `root` for classes.
+
+    Raises `UserError` where there are none, where a class is empty or stands in two parts of a split, where pictures
+    stand outside of class folders, and where something cannot be read.
+    """
+    try:
+        leaves = dict(_leaves(str(root), "")) if root.exists() else {"": []}
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}. Make it readable, or remove it.") from None
+    if leaves == {"": []}:
+        raise UserError(
+            f"there are no pictures in {root}. Put them into a folder for each class, such as {root}/cat/1.jpg, or run "
+            f"`python -m maml_l2l.download --path {root}` for Omniglot."
+        )
+    empty = sorted(name for name, files in leaves.items() if not files)
+    if empty:
+        raise UserError(f"{root} holds folders without pictures: {listing(empty)}. Fill or remove them.")
+    tops = {name.partition("/")[0] for name in leaves}
+    is_split = "train" in tops and len(tops) > 1 and tops <= set(SPLITS)
+    bare = sorted(name for name in leaves if not name or (is_split and "/" not in name))
+    if bare:
+        raise UserError(
+            f"{root / bare[0]} holds files, but no class folders. Put pictures into a folder for each class, such as "
+            f"{root / bare[0]}/cat/1.jpg."
+        )
+    part_of = _part_of_each_class(root, leaves) if is_split else None
+    files = sorted(file for of_class in leaves.values() for file in of_class)
+    if part_of is None:
+        return ClassFolders(files, tuple(sorted(leaves)), None)
+    files = sorted(file._replace(class_name=file.class_name.partition("/")[2]) for file in files)
+    return ClassFolders(files, tuple(sorted(part_of)), tuple(part_of[name] for name in sorted(part_of)))
+
+
+def _leaves(folder: str, name: str) -> Iterator[tuple[str, list[ImageFile]]]:
+    """Every folder without folders: its path below the root, with '/' between levels, and its files."""
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    folders = [entry for entry in entries if entry.is_dir()]
+    files = [entry for entry in entries if not entry.is_dir() and may_be_picture(entry.name)]
+    if not folders:
+        yield name, [image_file(name, entry) for entry in files]
+        return
+    strays = sorted(entry.name for entry in files if _ending(entry.name) in _picture_endings())
+    if strays:
+        raise UserError(
+            f"{folder} holds pictures beside its folders, which belong to no class: {listing(strays)}. "
+            "Move or remove them."
+        )
+    for entry in folders:
+        yield from _leaves(entry.path, f"{name}/{entry.name}" if name else entry.name)
+
+
+def may_be_picture(name: str) -> bool:
+    """Whether a file of this name counts among the pictures of its folder."""
+    return name.lower() not in _NOT_PICTURES and _ending(name) not in _NOT_PICTURE_ENDINGS
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _picture_endings() -> set[str]:
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def _part_of_each_class(root: Path, paths: Iterable[str]) -> dict[str, str]:
+    """`train/cat` -> `cat`: `train`."""
+    part_of: dict[str, str] = {}
+    shared = []
+    for path in sorted(paths):
+        part, _, name = path.partition("/")
+        if part_of.setdefault(name, part) != part:
+            shared.append(f"{name} ({part_of[name]} and {part})")
+    if shared:
+        raise UserError(
+            f"{root} holds the same classes in two parts, so that training classes would be evaluated: "
+            f"{listing(shared)}. Leave each in one part."
+        )
+    return part_of

@@ -1,0 +1,44 @@
+"""SIGINT (Ctrl-C) and SIGTERM as requests to stop in good order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from maml_l2l.errors import Stopped
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequests:
+    """While this context is open, a signal is noted in `signal_number` for the loop to act on between two iterations.
+
+    As long as `at_once` is true, nothing has been done that could be lost: the signal then raises `Stopped` with
+    `message` where the program stands, in the compiler for example. A second SIGINT ends the process there and then.
+    """
+
+    def __init__(self, message: str):
+        self.message, self.at_once, self.signal_number = message, True, None
+        self._previous: dict = {}
+
+    def __enter__(self) -> StopRequests:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers
+            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.signal_number is not None and number == signal.SIGINT:
+            os._exit(128 + signal.SIGINT)  # the reader of files is safe: none stands half-written under its name
+        self.signal_number = number
+        if self.at_once:
+            raise self.stopped()
+
+    def stopped(self) -> Stopped:
+        """The exception that says which signal it was and how to go on; SIGTERM if another process received it."""
+        number = signal.SIGTERM if self.signal_number is None else signal.Signals(self.signal_number)
+        return Stopped(f"stopped by {number.name}: {self.message}", number)

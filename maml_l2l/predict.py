@@ -1,0 +1,43 @@
+"""Name pictures: `python -m maml_l2l.predict --model runs/omniglot_5w1s/best.pth --support DIR --query FILE_OR_DIR`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from maml_l2l import commands
+
+
+def main() -> None:
+    """Parse the command line, adapt to the support set, name the queries."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maml_l2l.predict",
+        description="Adapt a checkpoint to your own classes, a few pictures each, and name other pictures.",
+    )
+    parser.add_argument("--model", metavar="CHECKPOINT", required=True, help="a .pth file that training wrote")
+    parser.add_argument("--support", metavar="DIR", required=True, type=Path, help="one folder of pictures per class")
+    parser.add_argument(
+        "--query", metavar="FILE_OR_DIR", required=True, nargs="+", type=Path, help="pictures, and folders of pictures"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="inner steps (default: as many as in training)")
+    parser.add_argument("--json", metavar="FILE", help="write all probabilities as JSON")
+    parser.add_argument("--plot", metavar="FILE", help="draw the support set and the queries with their predictions")
+    arguments = parser.parse_args()
+
+    # PyTorch and learn2learn load here, not for --help
+    from maml_l2l import prediction, reporting
+
+    classifier = prediction.FewShotClassifier.load(arguments.model, arguments.steps)
+    examples, labels = prediction.support_pictures(arguments.support)
+    queries = prediction.query_pictures(arguments.query)
+    found = prediction.predictions(classifier.fit(examples, labels), queries)
+    print(reporting.predictions_text(found))
+    if arguments.json:
+        reporting.write_json(arguments.json, found)
+    if arguments.plot:
+        drawn = classifier.pixels(examples), labels, classifier.pixels(queries[: reporting.DRAWN_QUERIES])
+        reporting.plot_predictions(*drawn, found, arguments.plot)
+
+
+if __name__ == "__main__":
+    commands.run(main)

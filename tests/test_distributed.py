@@ -1,0 +1,176 @@
+"""Several processes: the same meta-gradient, the same figures, one writer, and a job that survives a worker."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from maml_l2l import distributed
+from maml_l2l.checkpoint import load_checkpoint
+from maml_l2l.config import load_experiment
+from maml_l2l.data.sources import class_split, load_data
+from maml_l2l.errors import UserError
+from maml_l2l.training import MetaTrainer, train
+from tests.test_resume import same_state, wait_for_metrics
+from tests.test_training import TINY, metrics
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="starts processes that talk over gloo")
+
+
+@pytest.fixture(scope="module")
+def overrides(glyphs_root):
+    return [*TINY, f"data.root={glyphs_root}", "run.threads=1", "run.compile=false", "train.meta_batch=7"]
+
+
+def joined(rank, world, meeting_point, function, arguments, results):
+    """What a child runs: join the others, then put what `function` returns into `results`."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
+    results.put((rank, function(*arguments)))
+    torch.distributed.destroy_process_group()
+
+
+def in_processes(world, meeting_point, function, *arguments):
+    """`function(*arguments)` in `world` processes that know one another; their answers in order."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["maml_l2l.training"])
+    results = context.Queue()
+    ranks = range(world)
+    children = [
+        context.Process(target=joined, args=(rank, world, meeting_point, function, arguments, results))
+        for rank in ranks
+    ]
+    for child in children:
+        child.start()
+    found = dict(results.get(timeout=120) for _ in ranks)
+    for child in children:
+        child.join()
+    return [found[rank] for rank in ranks]
+
+
+def make_trainer(overrides):
+    experiment = load_experiment(None, overrides)
+    images = load_data(experiment.data)
+    trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), torch.device("cpu"))
+    trainer.learner.double()
+    batch = trainer.training_tasks.batch
+    trainer.training_tasks.batch = lambda *arguments: batch(*arguments).to(dtype=torch.float64)
+    return trainer
+
+
+def meta_gradient(overrides):
+    """(loss, accuracy, gradient) in float64; as plain numbers, which processes pass on by value."""
+    trainer = make_trainer(overrides)
+    loss, accuracy = trainer._meta_gradient(3)
+    gradient = torch.cat([parameter.grad.flatten() for parameter in trainer.learner.parameters()])
+    return loss, accuracy, gradient.tolist()
+
+
+@pytest.mark.parametrize("order", ["second", "first"])
+@pytest.mark.parametrize("meta_batch", [6, 7])
+def test_any_number_of_processes_takes_the_same_meta_gradient(overrides, tmp_path, order, meta_batch):
+    settings = [*overrides, f"algorithm.order={order}", f"train.meta_batch={meta_batch}"]
+    loss, accuracy, gradient = meta_gradient(settings)
+    gradient = torch.tensor(gradient, dtype=torch.float64)
+    for world in (2, 3):
+        answers = in_processes(world, tmp_path / f"meeting-{world}", meta_gradient, settings)
+        for found_loss, found_accuracy, found in answers:
+            assert found == answers[0][2], "the processes would drift apart"
+            error = (torch.tensor(found, dtype=torch.float64) - gradient).norm() / gradient.norm()
+            assert error < 1e-10
+            assert (found_loss, found_accuracy) == pytest.approx((loss, accuracy), rel=1e-10)
+
+
+def train_and_list(overrides, folder):
+    train(load_experiment(None, overrides), folder)
+    return distributed.rank()
+
+
+def test_two_processes_train_as_one_does_and_only_the_first_writes(overrides, tmp_path):
+    settings = [*overrides, "train.validate_tasks=120"]  # three batches for two processes
+    train(load_experiment(None, settings), tmp_path / "one")
+    assert in_processes(2, tmp_path / "meeting", train_and_list, settings, tmp_path / "two") == [0, 1]
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    for found, expected in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-3)
+    one, two = (load_checkpoint(tmp_path / name / "last.pth").weights for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-2, atol=1e-3)
+
+
+def refusal(overrides):
+    try:
+        make_trainer(overrides)
+    except UserError as error:
+        return str(error)
+
+
+def test_more_processes_than_tasks_are_refused(overrides, tmp_path):
+    message = "train.meta_batch is 1, which 2 processes cannot share. Start 1 at most, or raise train.meta_batch."
+    settings = [*overrides, "train.meta_batch=1"]
+    assert in_processes(2, tmp_path / "meeting", refusal, settings) == [message, message]
+
+
+@pytest.mark.parametrize(("count", "world"), [(32, 3), (7, 2), (2, 2), (1, 1)])
+def test_shares_cover_everything_once(monkeypatch, count, world):
+    monkeypatch.setattr(distributed, "processes", lambda: world)
+    covered = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        first, number = distributed.share(count)
+        covered += range(first, first + number)
+    assert covered == list(range(count))
+
+
+def torchrun(*arguments, restarts=0):
+    """A job of two processes on this machine."""
+    options = ["--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}", "-m", "maml_l2l.train"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def workers(job):
+    """The process ids of a job's training processes."""
+    return [int(pid) for pid in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()]
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_one_never_stopped(overrides, tmp_path):
+    settings = [*overrides, "train.iterations=160", "train.checkpoint_every=10", "train.validate_every=80"]
+    in_processes(2, tmp_path / "meeting", train_and_list, settings, tmp_path / "straight")
+    job = torchrun("--set", *settings, "--run_dir", tmp_path / "run", restarts=1)
+    try:
+        wait_for_metrics(tmp_path / "run", 20)
+        victim = workers(job)[1]
+        os.kill(victim, signal.SIGKILL)
+        output, _ = job.communicate(timeout=200)
+    finally:
+        job.kill()
+    assert job.returncode == 0, output
+    assert f"resuming {tmp_path / 'run'} after" in output
+    last, expected = (load_checkpoint(tmp_path / name / "last.pth") for name in ("run", "straight"))
+    assert same_state(last, expected)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "straight" / "metrics.jsonl").read_bytes()
+
+
+def test_without_restarts_a_killed_worker_takes_the_job_down_and_the_checkpoint_stays(overrides, tmp_path):
+    endless = ["train.iterations=100000", "train.checkpoint_every=20", "train.validate_every=100000"]
+    job = torchrun("--set", *overrides, *endless, "--run_dir", tmp_path / "run")
+    try:
+        wait_for_metrics(tmp_path / "run", 20)
+        first, victim = workers(job)
+        os.kill(victim, signal.SIGKILL)
+        job.communicate(timeout=100)
+    finally:
+        job.kill()
+    assert job.returncode != 0
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{first}").exists():
+        assert time.monotonic() < deadline, "a worker was left behind"
+        time.sleep(0.1)
+    assert load_checkpoint(tmp_path / "run" / "last.pth").iteration >= 20

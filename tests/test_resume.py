@@ -1,0 +1,389 @@
+"""Never lose a run: killed, interrupted, full disks, damaged files; what is resumed ends as if nothing had happened."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from maml_l2l import files, run_folder
+from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
+from maml_l2l.config import load_experiment
+from maml_l2l.data.glyphs import load_glyphs
+from maml_l2l.errors import Stopped, UserError
+from maml_l2l.interruption import StopRequests
+from maml_l2l.training import MetaTrainer, train
+from tests.test_training import TINY, metrics
+
+ROOT = Path(__file__).parents[1]
+RUN = [*TINY, "run.threads=1", "train.iterations=24", "train.validate_every=5", "train.checkpoint_every=1"]
+RESULTS = ("last.pth", "best.pth", "metrics.jsonl", "curves.png", "config.yaml")
+
+
+@pytest.fixture(scope="module")
+def overrides(glyphs_root):
+    return [*RUN, f"data.root={glyphs_root}"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(overrides, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(load_experiment(None, overrides), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def context():
+    """Processes that have PyTorch and learn2learn loaded when they start."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["maml_l2l.training"])
+    return found
+
+
+def resume(overrides, folder):
+    train(load_experiment(None, overrides), folder, resume=True)
+
+
+def assert_same_run(folder, expected):
+    for name in RESULTS:
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    assert not list(folder.glob(".*.tmp"))
+
+
+def die_at(call):
+    """Have this process killed at the `call`-th step of writing a file: on the way, and before and after renames."""
+    count = 0
+
+    def counted(function):
+        def step(*arguments):
+            nonlocal count
+            count += 1
+            if count == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments)
+
+        return step
+
+    for name in ("fsync", "chmod", "replace"):
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def train_in_process(overrides, folder, call=None):
+    """What a child runs: start the run, or go on with it."""
+    if call is not None:
+        die_at(call)
+    train(load_experiment(None, overrides), folder, resume=(folder / "config.yaml").exists())
+
+
+def start(context, *arguments):
+    process = context.Process(target=train_in_process, args=arguments)
+    process.start()
+    return process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
+def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(context, overrides, uninterrupted, tmp_path):
+    moments, killed = random.Random(5), 0
+    for folder in (tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "c" / "run"):
+        for _ in range(8):
+            process = start(context, overrides, folder)
+            process.join(moments.uniform(0.1, 1.6))
+            process.kill()
+            process.join()
+            killed += process.exitcode == -signal.SIGKILL
+        process = start(context, overrides, folder)
+        process.join()
+        assert process.exitcode == 0
+        assert_same_run(folder, uninterrupted)
+    assert killed >= 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
+def test_a_run_killed_at_every_step_of_writing_a_file_ends_as_one_never_stopped(
+    context, overrides, uninterrupted, tmp_path
+):
+    """A start writes the config, the versions and a checkpoint: 14 steps reach into the second checkpoint's writing."""
+    folder = tmp_path / "run"
+    for call in range(1, 15):
+        process = start(context, overrides, folder, call)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    resume(overrides, folder)
+    assert_same_run(folder, uninterrupted)
+
+
+@contextmanager
+def command(*arguments):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "maml_l2l.train", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_metrics(folder, lines):
+    """Until training is on its way. Lines reach the file with each checkpoint."""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        path = folder / "metrics.jsonl"
+        if path.exists() and path.read_bytes().count(b"\n") >= lines:
+            return
+        time.sleep(0.02)
+    raise AssertionError("training did not start")
+
+
+def same_state(found, expected):
+    """Whether two checkpoints hold the same weights and optimizer state, to the bit."""
+    pairs = [(found.weights[name], expected.weights[name]) for name in expected.weights]
+    for number, state in expected.optimizer["state"].items():
+        pairs += [(found.optimizer["state"][number][name], state[name]) for name in state]
+    return all(torch.equal(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_what_was_done_and_says_how_to_resume(overrides, tmp_path, number):
+    folder = tmp_path / "run"
+    endless = [*overrides, "train.iterations=100000", "run.compile=false", "train.checkpoint_every=7"]
+    with command("--set", *endless, "--run_dir", folder) as process:
+        wait_for_metrics(folder, 7)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name}: python -m maml_l2l.train --resume {folder} goes on" in error
+    assert "Traceback" not in error
+    saved = load_checkpoint(folder / "last.pth")
+    train(load_experiment(None, [*overrides, f"train.iterations={saved.iteration}"]), tmp_path / "straight")
+    assert same_state(saved, load_checkpoint(tmp_path / "straight" / "last.pth"))
+    lines = [line for line in metrics(tmp_path / "straight") if line["iteration"] <= saved.iteration]
+    found = metrics(folder)
+    assert found == lines[: len(found)]
+    assert [line["iteration"] for line in found if "loss" in line] == list(range(1, saved.iteration + 1))
+
+
+def test_a_second_ctrl_c_exits_at_once(overrides, tmp_path, monkeypatch):
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    with StopRequests("go on") as stop:
+        stop.at_once = False
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (stop.signal_number, left) == (signal.SIGINT, [])
+        os.kill(os.getpid(), signal.SIGINT)
+    assert left == [130]
+
+
+def test_a_signal_before_anything_is_done_stops_there_and_then(overrides, tmp_path, monkeypatch):
+    """While the engine compiles, for example, which takes minutes."""
+
+    def interrupted(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(MetaTrainer, "_meta_gradient", interrupted)
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM: .*--resume"):
+        train(load_experiment(None, overrides), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "last.pth").iteration == 0
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.fixture
+def half(overrides, tmp_path, monkeypatch):
+    """A run stopped by a signal after 12 of its 24 meta-iterations."""
+    log = run_folder.RunFolder.log
+
+    def stopping_log(self, iteration, **values):
+        log(self, iteration, **values)
+        if iteration == 12 and "loss" in values:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(run_folder.RunFolder, "log", stopping_log)
+        train(load_experiment(None, overrides), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "last.pth").iteration == 12
+    return tmp_path / "run"
+
+
+def test_a_stopped_run_goes_on_and_ends_as_one_never_stopped(half, overrides, uninterrupted):
+    resume(overrides, half)
+    assert_same_run(half, uninterrupted)
+
+
+def test_a_finished_run_may_be_extended(half, overrides, tmp_path):
+    resume(overrides, half)
+    longer = [*overrides, "train.iterations=31"]
+    resume(longer, half)
+    train(load_experiment(None, longer), tmp_path / "straight")
+    assert same_state(load_checkpoint(half / "last.pth"), load_checkpoint(tmp_path / "straight" / "last.pth"))
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(half, overrides):
+    before = {path: path.read_bytes() for path in half.iterdir()}
+    message = r"another config: `task.shots` was 1, found 2; `algorithm.inner_lr` was 0.4, found 0.1\. Put the values"
+    with pytest.raises(UserError, match=message):
+        resume([*overrides, "task.shots=2", "algorithm.inner_lr=0.1"], half)
+    with pytest.raises(UserError, match=r"`train.iterations` was 24, found 20"):
+        resume([*overrides, "train.iterations=20"], half)
+    assert {path: path.read_bytes() for path in half.iterdir()} == before
+
+
+def test_how_often_things_are_written_may_change(half, overrides, uninterrupted):
+    resume([*overrides, "train.checkpoint_every=9", "train.validate_every=6"], half)
+    assert same_state(load_checkpoint(half / "last.pth"), load_checkpoint(uninterrupted / "last.pth"))
+
+
+def test_a_folder_without_a_run_is_refused(overrides, tmp_path):
+    with pytest.raises(UserError, match=r"run holds no run to resume. Start it without --resume"):
+        resume(overrides, tmp_path / "run")
+
+
+DAMAGE = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "one flipped bit": lambda content: (
+        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 4]) + content[len(content) // 2 + 1 :]
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(half, overrides, uninterrupted, damage):
+    damaged = DAMAGE[damage]((half / "last.pth").read_bytes())
+    (half / "last.pth").write_bytes(damaged)
+    with pytest.warns(
+        UserWarning, match=r"last.pth is .*damaged.*Resuming from previous.pth, meta-iteration 11, instead"
+    ):
+        resume(overrides, half)
+    assert (half / "last.pth.damaged").read_bytes() == damaged
+    assert_same_run(half, uninterrupted)
+
+
+def test_two_damaged_checkpoints_are_an_error_and_never_a_new_start(half, overrides):
+    for name in ("last.pth", "previous.pth"):
+        (half / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot be resumed: .*last.pth is .*damaged.*previous.pth is .*damaged"):
+        resume(overrides, half)
+    assert len(metrics(half)) == 14
+
+
+def test_lost_metrics_are_reported(half, overrides):
+    path = half / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.warns(UserWarning, match=r"metrics.jsonl has lost its last 50 bytes"):
+        resume(overrides, half)
+
+
+def test_a_folder_in_use_is_refused(half, overrides):
+    in_use = run_folder.RunFolder(half, load_experiment(None, overrides), load_checkpoint(half / "last.pth"))
+    with in_use, pytest.raises(UserError, match=r"another process is writing to .*run"):
+        resume(overrides, half)
+
+
+def test_other_classes_are_refused(half, overrides):
+    checkpoint = load_checkpoint(half / "last.pth")
+    checkpoint.split["train"].pop()
+    save_checkpoint(checkpoint, half / "last.pth")
+    with pytest.raises(UserError, match=r"the classes of .* are not those that the run was started with"):
+        resume(overrides, half)
+
+
+@contextmanager
+def mounted(folder, options):
+    """A small file system of its own in `folder`; skips the test where this user may not mount one."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("mounting a file system needs root on Linux")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="mounts a file system")
+
+
+@linux
+@pytest.mark.parametrize("free", [0, 30_000, 60_000])
+def test_a_full_disk_ends_the_run_and_costs_nothing(overrides, uninterrupted, tmp_path, free):
+    """The disk fills up after some meta-iterations, to where nothing, a part of a checkpoint or some files fit."""
+    with mounted(tmp_path / "disk", "size=2m") as disk:
+        filler = disk / "filler"
+        log = run_folder.RunFolder.log
+
+        def filling_log(self, iteration, **values):
+            if iteration == 13:
+                usage = os.statvfs(disk)
+                filler.write_bytes(bytes(max(0, usage.f_bavail * usage.f_frsize - free)))
+            log(self, iteration, **values)
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=r"cannot write .*No space left"):
+            patch.setattr(run_folder.RunFolder, "log", filling_log)
+            train(load_experiment(None, overrides), disk / "run")
+        assert load_checkpoint(disk / "run" / "last.pth").iteration >= 12
+        filler.unlink()
+        resume(overrides, disk / "run")
+        assert_same_run(disk / "run", uninterrupted)
+
+
+@linux
+def test_a_disk_too_small_for_the_image_cache_costs_a_warning(glyphs_root, tmp_path):
+    with mounted(tmp_path / "disk", "size=500k") as disk:
+        with pytest.warns(UserWarning, match=r"could not be cached: cannot write .*No space left on device"):
+            images = load_glyphs(disk, alphabets=3)
+        assert torch.equal(images.pixels, load_glyphs(glyphs_root, alphabets=3).pixels)
+        assert not list(disk.rglob("*.tmp"))
+
+
+@linux
+def test_a_folder_that_becomes_unwritable_ends_the_run_and_costs_nothing(
+    overrides, uninterrupted, tmp_path, monkeypatch
+):
+    with mounted(tmp_path / "disk", "size=4m") as disk:
+        write = files.tempfile.mkstemp
+
+        def failing(*arguments, **options):
+            if (disk / "run" / "metrics.jsonl").read_bytes().count(b"\n") > 12:
+                raise OSError(30, "Read-only file system")
+            return write(*arguments, **options)
+
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"cannot write .*Read-only file system"):
+            patch.setattr(files.tempfile, "mkstemp", failing)
+            train(load_experiment(None, overrides), disk / "run")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(UserError, match=r"cannot write to .*run: Read-only file system"):
+            resume(overrides, disk / "run")
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        resume(overrides, disk / "run")
+        assert_same_run(disk / "run", uninterrupted)
+
+
+def test_clipping_bounds_the_meta_gradient(overrides, tmp_path, monkeypatch):
+    norms = []
+    step = torch.optim.Adam.step
+
+    def recording_step(self, *arguments):
+        gradients = [parameter.grad.flatten() for group in self.param_groups for parameter in group["params"]]
+        norms.append(torch.cat(gradients).norm().item())
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recording_step)
+    train(load_experiment(None, overrides), tmp_path / "free")
+    free = list(norms)
+    limit = sorted(free)[len(free) // 2]
+    norms.clear()
+    train(load_experiment(None, [*overrides, f"train.max_grad_norm={limit}"]), tmp_path / "clipped")
+    assert max(norms) <= limit * 1.001 < max(free)
+    assert norms[0] == pytest.approx(min(free[0], limit), rel=1e-4)
