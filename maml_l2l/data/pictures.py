@@ -12,6 +12,10 @@ from maml_l2l.config import Data
 from maml_l2l.data.ink import ink_pixels
 from maml_l2l.errors import UserError
 
+# All that Pillow reads but EPS, which it hands to Ghostscript, an interpreter of programs.
+Image.init()
+_FORMATS = sorted(set(Image.OPEN) - {"EPS"})
+
 # `read_picture` refuses what Pillow only warns of.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -44,7 +48,7 @@ def read_picture(path: str | Path, data: Data) -> np.ndarray:
     Raises `UserError` where it is no picture, is damaged, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             _check_size(image, path)
             return picture_pixels(image, data)
     except UserError:
