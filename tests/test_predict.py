@@ -12,7 +12,7 @@ from maml_l2l import reporting
 from maml_l2l.data.glyphs import load_glyphs
 from maml_l2l.errors import UserError
 from maml_l2l.prediction import FewShotClassifier, query_pictures, support_pictures
-from tests.test_commands import assert_user_error, run, trained
+from tests.test_commands import ROOT, assert_user_error, run, trained
 
 __all__ = ["trained"]
 
@@ -130,3 +130,20 @@ def test_the_picture_shows_what_stays_readable_and_counts_the_rest(tmp_path):
     assert {"$x$", "a name o...letters"} <= set(texts)
     assert sum("75.0 %" in text for text in texts) == 40
     assert drawing.count("<image") == 56
+
+
+def test_the_example_in_the_readme_runs_as_it_stands(trained, pictures, tmp_path, monkeypatch):
+    example = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        if "FewShotClassifier" in block
+    )
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "omniglot_5w1s").symlink_to(trained[0])
+    (tmp_path / "my").symlink_to(pictures)
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(example, found)
+    assert found["names"].tolist() == found["classifier"].predict(["my/queries/a.png"]).tolist()
+    assert set(found["names"]) <= {"ant", "bee", "eel"}
+    assert found["probabilities"].shape == (1, 3)
