@@ -68,7 +68,7 @@ def config_file(tmp_path, text):
         ("run:\n  seed: 0xffffffffffffffff\n", r"`run.seed` should be less than 9223372036854775808, found 1844674407"),
         ("run:\n  device: cuda:01\n", r"`run.device` .*found 'cuda:01'"),
         ("model:\n  filters: 1000000000\n", r"`model.filters` should be less than or equal to 1024, found 1000000000"),
-        ("".join(f"k{i}: 1\n" for i in range(999)), r"unknown key `k9` .*; and 989 more\.$"),
+        ("".join(f"k{i}: 1\n" for i in range(999)), r"unknown key `k9` [^`]*; and 989 more\.$"),
     ],
 )
 def test_a_wrong_config_is_refused_with_key_value_and_file(tmp_path, text, message):

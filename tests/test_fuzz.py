@@ -291,7 +291,7 @@ NEW_PLACES = st.tuples(
 
 
 @cases(300)
-@given(path=OLD_PLACES | NEW_PLACES, new=STRANGE)
+@given(path=OLD_PLACES | NEW_PLACES, new=TENSORS | STRANGE)
 def test_a_checkpoint_with_something_strange_in_any_place(folder, path, new):
     buffer = io.BytesIO()
     torch.save(changed(WHOLE, path, new), buffer)
@@ -329,34 +329,24 @@ def test_a_pickle_that_calls_what_it_names(folder, whole, name, arguments, data)
 
 # --- archives ---
 
-PARTS = [
-    "..",
-    ".",
-    "",
-    "a",
-    "b",
-    "C:",
-    "c:\\x",
-    "\\",
-    "a\0b",
-    "\x1b[2J",
-    "x" * 300,
-    "\u00e9",
-    "~",
-    "CON",
-    "a ",
+# fmt: off
+PARTS = st.sampled_from([
+    "a", "b", "1.png", "..", ".", "", "C:", "c:\\x", "\\", "a\0b", "\x1b[2J", "x" * 300, "\u00e9", "~", "CON", "a ",
     "__MACOSX",
-    "1.png",
-]
-ENTRY_NAMES = st.lists(st.sampled_from(PARTS), min_size=1, max_size=4).map("/".join) | st.text(max_size=6)
+])
+# fmt: on
+CLIMBS = st.builds(
+    "{}{}".format, st.sampled_from(["../", "../../", "../../../", "a/../../../", "/", ""]), st.sampled_from("ab")
+)
+ENTRY_NAMES = CLIMBS | st.lists(PARTS, min_size=1, max_size=3).map("/".join) | st.text(max_size=6)
 
 
 @st.composite
 def hostile_zips(draw):
-    """(bytes) of a zip archive whose entries have any names and kinds."""
+    """The bytes of a zip archive whose entries have any names and kinds."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))) as file:
-        for name in draw(st.lists(ENTRY_NAMES, max_size=5)):
+        for name in draw(st.lists(ENTRY_NAMES, max_size=4)):
             info = zipfile.ZipInfo(name.encode("utf-8", "replace").decode())
             kind = draw(st.sampled_from([stat.S_IFREG, stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO, 0]))
             info.external_attr = (kind | 0o777) << 16
@@ -369,8 +359,9 @@ def hostile_zips(draw):
 def check_archive(folder, content):
     """Unpack `content` as the download does; nothing but the folder that is meant for it may change."""
     (folder / "a.zip").write_bytes(content)
+    (folder / "deep/down").mkdir(parents=True, exist_ok=True)
     before = listing(folder)
-    with patch.object(archives, "MAX_BYTES", 100_000), TemporaryDirectory(dir=folder, prefix="out") as out:
+    with patch.object(archives, "MAX_BYTES", 100_000), TemporaryDirectory(dir=folder / "deep/down") as out:
         with refusals_are_user_errors():
             archives.extract(folder / "a.zip", archives.list_files(folder / "a.zip"), Path(out))
         archives.is_whole(content)

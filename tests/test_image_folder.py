@@ -213,13 +213,13 @@ def a_link_to_nowhere(root):
     ("make", "message"),
     [
         (one_file, r"cannot read .*data: Not a directory"),
-        (no_class_folders, r"data holds pictures, but no class folders\. Put them into .*data/cat/1.jpg"),
+        (no_class_folders, r"data holds files, but no class folders\. Put pictures into .*data/cat/1.jpg"),
         (
             stray_pictures,
             r"data holds pictures beside its folders, which belong to no class: IMG_1.JPG\. Move",
         ),
         (empty_classes, r"data holds folders without pictures: empty00, .*empty09 and 2 more\. Fill or remove them"),
-        (pictures_in_a_part, r"data/val holds pictures, but no class folders"),
+        (pictures_in_a_part, r"data/val holds files, but no class folders"),
         (a_class_in_two_parts, r"the same classes in two parts, so .*: bee \(test and train\)\. Leave each in one"),
         (a_link_to_nowhere, r"cannot read .*ant/1.jpg: No such file or directory"),
     ],

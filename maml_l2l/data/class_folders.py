@@ -53,7 +53,7 @@ def find_classes(root: Path) -> ClassFolders:
     bare = sorted(name for name in leaves if not name or (is_split and "/" not in name))
     if bare:
         raise UserError(
-            f"{root / bare[0]} holds pictures, but no class folders. Put them into a folder for each class, such as "
+            f"{root / bare[0]} holds files, but no class folders. Put pictures into a folder for each class, such as "
             f"{root / bare[0]}/cat/1.jpg."
         )
     part_of = _part_of_each_class(root, leaves) if is_split else None
