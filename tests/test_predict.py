@@ -71,7 +71,7 @@ def test_unequal_classes_and_nested_ones_are_found(pictures, tmp_path):
     ("folders", "files", "message"),
     [
         ([], [], "there are no pictures in"),
-        ([], ["1.png"], "holds pictures, but no class folders. Put them into a folder for each class"),
+        ([], ["1.png"], "holds files, but no class folders. Put pictures into a folder for each class"),
         (["ant"], ["bee/1.png"], "holds folders without pictures: ant. Fill or remove them."),
         (["ant"], ["ant/notes.txt", "bee/1.png"], "holds folders without pictures: ant. Fill or remove them."),
     ],
@@ -105,7 +105,7 @@ def test_what_is_not_there_and_folders_without_pictures_are_refused(tmp_path):
     ("option", "path", "message"),
     [
         ("--query", "queries/notes.txt", "notes.txt is not a picture that Pillow can read."),
-        ("--support", "support/ant", "ant holds pictures, but no class folders."),
+        ("--support", "support/ant", "ant holds files, but no class folders."),
         ("--plot", "plot.docx", "the ending .docx is not one of .png, .svg, .pdf"),
     ],
 )
