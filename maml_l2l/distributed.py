@@ -32,7 +32,11 @@ def rank() -> int:
 
 def restarted() -> bool:
     """Whether `torchrun --max-restarts` has started this process again after one had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextmanager
@@ -41,7 +45,12 @@ def process_group(device: torch.device) -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ or distributed.is_initialized():
         yield
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store, number, world = next(distributed.rendezvous("env://", timeout=_PATIENCE))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # machines count their restarts each for itself
+        # torchrun keeps its store when it starts processes again, which would find the addresses of the dead in it.
+        store = distributed.PrefixStore(f"start {_restarts()}", store)
+    distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=_PATIENCE)
     try:
         yield
     finally:
