@@ -144,7 +144,7 @@ def test_the_commands_of_old_work_with_their_flags(shapes_root, tmp_path):
 def parsed(monkeypatch, *arguments):
     """What the command line hands to training: the experiment, the run folder, the second path of the checkpoint."""
     calls = []
-    monkeypatch.setattr(training, "train", lambda *given: calls.append(given))
+    monkeypatch.setattr(training, "train", lambda *given, resume: calls.append(given))
     monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
     main()
     return calls[0]
