@@ -235,8 +235,7 @@ def test_compiled_agrees_on_conv4_in_float32():
     ("make", "first_order"),
     [
         (mlp, False),
-        (custom, True),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(mlp, True), (custom, False)]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(mlp, True), (custom, True), (custom, False)]),
     ],
 )
 def test_compiled_agrees_on_any_module(make, first_order):
