@@ -63,6 +63,7 @@ class Group:
             ours, theirs = context.Pipe()
             arguments = (theirs, rank, world, os.path.join(folder, f"meeting-{world}"), experiment)
             context.Process(target=serve, args=arguments, daemon=True).start()
+            theirs.close()
             self.connections.append(ours)
         counts = [connection.recv() for connection in self.connections]  # once they are warm
         self.parameters = counts[0]
@@ -72,6 +73,11 @@ class Group:
         for connection in self.connections:
             connection.send((what, times))
         return max(connection.recv() for connection in self.connections) / times
+
+    def close(self) -> None:
+        """Let the processes end."""
+        for connection in self.connections:
+            connection.send(None)
 
 
 def on_paper(parameters: int, compute_s: float, tasks: int) -> list[dict]:
@@ -103,7 +109,9 @@ def plot(rows: list[dict], paper: list[dict], path: str, title: str) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     computed.set(xscale="log", yscale="log")
-    computed.set_xticks([row["processes"] for row in paper], [row["processes"] for row in paper])
+    worlds = [row["processes"] for row in paper]
+    computed.set_xticks(worlds, worlds)
+    computed.set_yticks(worlds, worlds)
     computed.minorticks_off()
     figure.savefig(path, dpi=150)
 
@@ -130,6 +138,8 @@ def main() -> None:
             for group in groups:
                 group.rates.append(1 / group.turn("train", arguments.iterations))
                 group.reductions.append(group.turn("reduce", 20))
+        for group in groups:
+            group.close()
     alone = statistics.median(groups[0].rates)
     rows = [
         {
