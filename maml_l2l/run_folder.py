@@ -56,8 +56,12 @@ def saved_state(path: Path, experiment: Experiment) -> Checkpoint | None:
         except UserError as error:
             problems.append(str(error))
     if checkpoint is None:
+        metrics = path / "metrics.jsonl"  # empty until the first checkpoint stands
+        if not problems and metrics.exists() and metrics.stat().st_size > 0:
+            problems.append(f"its checkpoints {LAST} and {PREVIOUS} are gone. Put one back, or start another run.")
         if problems:
             raise UserError(f"the run cannot be resumed: {' '.join(problems)}")
+        tqdm.write(f"{path} was stopped before anything was saved: starting from the beginning")
         return None
     if problems:
         os.replace(path / LAST, path / f"{LAST}.damaged")

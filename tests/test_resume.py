@@ -174,7 +174,7 @@ def test_a_signal_saves_what_was_done_and_says_how_to_resume(overrides, tmp_path
     assert [line["iteration"] for line in found if "loss" in line] == list(range(1, saved.iteration + 1))
 
 
-def test_a_second_ctrl_c_exits_at_once(overrides, tmp_path, monkeypatch):
+def test_a_second_ctrl_c_exits_at_once(monkeypatch):
     left = []
     monkeypatch.setattr(os, "_exit", left.append)
     with StopRequests("go on") as stop:
@@ -274,6 +274,14 @@ def test_two_damaged_checkpoints_are_an_error_and_never_a_new_start(half, overri
     for name in ("last.pth", "previous.pth"):
         (half / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"cannot be resumed: .*last.pth is .*damaged.*previous.pth is .*damaged"):
+        resume(overrides, half)
+    assert len(metrics(half)) == 14
+
+
+def test_checkpoints_that_are_gone_are_an_error_and_never_a_new_start(half, overrides):
+    for name in ("last.pth", "previous.pth"):
+        (half / name).unlink()
+    with pytest.raises(UserError, match=r"cannot be resumed: its checkpoints last.pth and previous.pth are gone"):
         resume(overrides, half)
     assert len(metrics(half)) == 14
 
