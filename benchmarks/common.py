@@ -1,38 +1,15 @@
-"""What the benchmarks share: the machine they ran on, its peak, tables and files."""
+"""What the benchmarks share: timing, the peak of the machine, tables and files."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-
-from maml_l2l.reporting import versions
-
-
-def machine() -> dict:
-    """Processor, cores, threads and versions, as stated with every figure."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    found = {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions()}
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def describe(found: dict) -> str:
-    """`machine()` in one line."""
-    device = found.get("gpu", f"{found['processor']}, {found['cores']} cores, {found['threads']} threads")
-    return f"{device}; Python {found['versions']['python']}, torch {found['versions']['torch']}"
 
 
 def milliseconds(function: Callable[[], object]) -> float:

@@ -26,6 +26,7 @@ from maml_l2l.data.pictures import picture_pixels
 from maml_l2l.device import choose_device
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import Evaluation, evaluate
+from maml_l2l.machine import machine
 from maml_l2l.tasks import TaskBatch, TaskStream
 
 SIZES = {"ways": 5, "shots": 5, "queries": 10}
@@ -77,7 +78,7 @@ def main() -> None:
     print(f"{arguments.tasks} 5-way 5-shot tasks of handwritten digits, {arguments.model}")
     cells = [[row["by"], f"{row['accuracy']:.2f}", f"+- {row['ci95']:.2f}"] for row in rows]
     print(common.table(["digits told apart by", "accuracy (%)", "95 % interval"], cells))
-    common.write_json(arguments.json, {"machine": common.machine(), "tasks": arguments.tasks, **SIZES, "rows": rows})
+    common.write_json(arguments.json, {"machine": machine(), "tasks": arguments.tasks, **SIZES, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.backbones import Conv4
 from maml_l2l.config import Algorithm, Run
 from maml_l2l.device import choose_device
+from maml_l2l.machine import describe, machine
 from maml_l2l.tasks import TaskBatch
 
 
@@ -214,8 +215,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     arguments = parser.parse_args()
     engines = ["loop", *(engine for engine in arguments.engines if engine != "loop")]
-    found, rows = common.machine(), []
-    print(common.describe(found))
+    found, rows = machine(), []
+    print(describe(found))
     header = ["setting", "order", "engine", "ms", "speed-up", "MiB", "GFLOP/s", "of peak", "first call (s)"]
     for name in arguments.settings:
         for order in arguments.orders:
@@ -223,7 +224,7 @@ def main() -> None:
             print(common.table(header, [as_cells(row) for row in rows[-len(engines) :]]), flush=True)
             common.write_json(arguments.json, {"machine": found, "rows": rows})
     if arguments.plot:
-        plot(rows, arguments.plot, common.describe(found))
+        plot(rows, arguments.plot, describe(found))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from maml_l2l.config import Algorithm, Experiment, load_experiment, with_overrid
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.device import choose_device
 from maml_l2l.evaluation import evaluate
+from maml_l2l.machine import describe, machine
 from maml_l2l.tasks import TaskBatch, task_stream
 from maml_l2l.training import MetaTrainer
 
@@ -222,7 +223,7 @@ def report(results: dict, experiment: Experiment, config: str) -> str:
 
 {task.ways}-way {task.shots}-shot, queries a class: {task.queries}, tasks a meta-iteration: {settings.meta_batch}, inner
 steps: {algorithm.inner_steps} at {algorithm.inner_lr}, meta-iterations: {settings.iterations};
-seed {experiment.run.seed}, the same tasks for both. {common.describe(results["machine"])}.
+seed {experiment.run.seed}, the same tasks for both. {describe(results["machine"])}.
 
 {common.table(header, rows)}
 
@@ -273,7 +274,7 @@ def main() -> None:
     parser.add_argument("--out", metavar="DIR", default=default, help=f"folder of the report (default: {default})")
     arguments = parser.parse_args()
     experiment = load_experiment(arguments.config, arguments.set)
-    results = {"machine": common.machine(), "config": experiment.model_dump(), "memory_mib": peak_memories(experiment)}
+    results = {"machine": machine(), "config": experiment.model_dump(), "memory_mib": peak_memories(experiment)}
     results |= train_both(experiment, arguments.points)
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from maml_l2l import commands, distributed
 from maml_l2l.config import Experiment, load_experiment, with_overrides
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.device import choose_device
+from maml_l2l.machine import describe, machine
 from maml_l2l.training import MetaTrainer
 
 _LATENCY_S, _BYTES_PER_S = 50e-6, 1.25e9  # of a message between two machines on 10 Gbit/s Ethernet
@@ -130,8 +131,8 @@ def main() -> None:
     compile_ = experiment.run.compile if experiment.run.compile != "auto" else False
     experiment = with_overrides(experiment, {**fixed, "run.compile": compile_}, "the command line")
     load_data(experiment.data)
-    found = common.machine()
-    print(common.describe(found))
+    found = machine()
+    print(describe(found))
     with tempfile.TemporaryDirectory() as folder:
         groups = [Group(world, experiment, folder) for world in sorted({1, *arguments.processes})]
         for _ in range(arguments.repeats):
@@ -169,7 +170,7 @@ def main() -> None:
             rows,
             paper,
             arguments.plot,
-            f"{experiment.task.ways}-way {experiment.task.shots}-shot, {common.describe(found)}",
+            f"{experiment.task.ways}-way {experiment.task.shots}-shot, {describe(found)}",
         )
 
 

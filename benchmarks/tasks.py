@@ -18,6 +18,7 @@ from maml_l2l.algorithms import backbone_arguments, build_learner
 from maml_l2l.config import Algorithm, Model
 from maml_l2l.data.images import LabelledImages
 from maml_l2l.learn2learn_import import KShots, MetaDataset, NWays, Taskset, learn2learn
+from maml_l2l.machine import describe, machine
 from maml_l2l.tasks import TaskStream
 
 SETTINGS = {  # name: ways, shots, queries, tasks a meta-batch, inner steps
@@ -93,10 +94,10 @@ def main() -> None:
     arguments = common.parser(
         "Time to draw one task, against learn2learn's LoadData + RandomClassRotation."
     ).parse_args()
-    found = common.machine()
+    found = machine()
     images = omniglot_sized_images()
     rows = [measure(images, setting) for setting in SETTINGS]
-    print(common.describe(found))
+    print(describe(found))
     header = ["setting", "maml_l2l (ms/task)", "learn2learn (ms/task)", "ratio", "sampling share of a step"]
     cells = [
         [

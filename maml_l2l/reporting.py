@@ -6,9 +6,7 @@ import contextlib
 import json
 import math
 import os
-import platform
 import warnings
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -17,20 +15,8 @@ from maml_l2l.errors import UserError
 from maml_l2l.evaluation import Evaluation
 from maml_l2l.files import make_folder, write_atomically
 
-_PACKAGES = ("maml_l2l", "torch", "torchvision", "learn2learn", "numpy", "pydantic", "pyyaml", "pillow")
 _RUNNERS_UP = 3  # of each prediction, in its line
 _COLUMNS, _DRAWN_CLASSES, DRAWN_QUERIES = 8, 20, 40  # of a picture of predictions
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that a run's figures depend on."""
-    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 class MetricsLog:

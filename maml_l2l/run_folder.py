@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
+import time
 import warnings
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from maml_l2l.config import Experiment, documented_keys
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import Evaluation
 from maml_l2l.files import check_writable, make_folder, remove_leftovers, write_atomically
+from maml_l2l.machine import machine
 
 CONFIG, LAST, PREVIOUS, BEST = "config.yaml", "last.pth", "previous.pth", "best.pth"
+SESSIONS = "sessions.json"
 
 # What a resumed run may have otherwise: the folder of the data, and where and how often things are written.
 FREE_ON_RESUME = ("data.root", "train.validate_every", "train.checkpoint_every", "run.tensorboard")
@@ -92,8 +96,11 @@ def check_resumable(saved: Experiment, wanted: Experiment, done: int) -> None:
 
 
 class RunFolder:
-    """`config.yaml` (resolved), `versions.json`, `metrics.jsonl`, `last.pth` and the one before it, `previous.pth`,
+    """`config.yaml` (resolved), `sessions.json`, `metrics.jsonl`, `last.pth` and the one before it, `previous.pth`,
     `best.pth` (highest validation accuracy), `curves.png`, and on request TensorBoard events.
+
+    `sessions.json` has an entry for each process that worked on the run: the meta-iterations done when it started
+    (`from`) and when it last saved (`to`), the seconds in between, compiling included, and its machine and versions.
 
     A context manager, which closes the files. A lock keeps a second process from writing to the same folder.
     """
@@ -116,7 +123,8 @@ class RunFolder:
         self._metrics = reporting.MetricsLog(path, experiment.run.tensorboard, **state)
         config = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
         write_atomically(path / CONFIG, lambda file: file.write(config.encode()))
-        reporting.write_json(path / "versions.json", reporting.versions())
+        self._sessions, self._started = [*_earlier_sessions(path), {}], time.perf_counter()
+        self._first = state.get("done", 0)
         self._best_accuracy = resumed.best_accuracy if resumed else None
         if resumed and (path / BEST).exists():
             self._copy_best()
@@ -136,6 +144,9 @@ class RunFolder:
         """Write `last.pth`, after the metrics that led to it; the one before becomes `previous.pth`."""
         record = {"metrics_bytes": self._metrics.sync(), "best_accuracy": self._best_accuracy}
         save_checkpoint(dataclasses.replace(checkpoint, **record), self.path / LAST, previous=self.path / PREVIOUS)
+        seconds = round(time.perf_counter() - self._started, 1)
+        self._sessions[-1] = {"from": self._first, "to": checkpoint.iteration, "seconds": seconds, **machine()}
+        reporting.write_json(self.path / SESSIONS, self._sessions)
 
     def validated(self, checkpoint: Checkpoint, evaluation: Evaluation) -> None:
         """Log a validation, keep the weights where it is the best so far, and draw the curves."""
@@ -173,6 +184,20 @@ class NoRunFolder:
 
     def validated(self, checkpoint: Checkpoint, evaluation: Evaluation) -> None:
         """See `RunFolder.validated`."""
+
+
+def _earlier_sessions(path: Path) -> list[dict]:
+    """The entries of `sessions.json`; what is not one costs a warning, because no result depends on it."""
+    if not (path / SESSIONS).exists():
+        return []
+    try:
+        sessions = json.loads((path / SESSIONS).read_text())
+    except ValueError:
+        sessions = None
+    if not isinstance(sessions, list):
+        warnings.warn(f"{path / SESSIONS} is damaged: the times of earlier sessions are lost", stacklevel=2)
+        return []
+    return sessions
 
 
 def _locked(path: Path) -> FileLock:

@@ -1,5 +1,6 @@
 """Never lose a run: killed, interrupted, full disks, damaged files; what is resumed ends as if nothing had happened."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -291,6 +292,19 @@ def test_lost_metrics_are_reported(half, overrides):
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.warns(UserWarning, match=r"metrics.jsonl has lost its last 50 bytes"):
         resume(overrides, half)
+
+
+def test_every_session_leaves_its_time_and_its_machine(half, overrides):
+    resume(overrides, half)
+    first, second = json.loads((half / "sessions.json").read_text())
+    assert [(part["from"], part["to"]) for part in (first, second)] == [(0, 12), (12, 24)]
+    assert first["seconds"] > 0 < second["seconds"]
+    assert first["versions"] == second["versions"]
+    (half / "sessions.json").write_text('[{"fr')
+    with pytest.warns(UserWarning, match=r"sessions.json is damaged: the times of earlier sessions are lost"):
+        resume([*overrides, "train.iterations=25"], half)
+    (third,) = json.loads((half / "sessions.json").read_text())
+    assert (third["from"], third["to"]) == (24, 25)
 
 
 def test_a_folder_in_use_is_refused(half, overrides):

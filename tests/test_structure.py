@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "maml_l2l"
 # Each layer may import from those above it in this list, and its own files from one another.
 LAYERS = [
     ["__init__", "config_problems", "errors", "files", "learn2learn_import", "torch_files", "yaml_values"],
-    ["config", "device", "distributed", "interruption"],
+    ["config", "device", "distributed", "interruption", "machine"],
     ["data"],
     ["tasks"],
     ["backbones"],

@@ -45,11 +45,14 @@ def metrics(folder):
 def test_the_run_folder_holds_everything(experiment, tmp_path):
     folder = tmp_path / "run"
     train(experiment(), folder)
-    names = {"config.yaml", "versions.json", "metrics.jsonl", "last.pth", "best.pth", "curves.png"}
+    names = {"config.yaml", "sessions.json", "metrics.jsonl", "last.pth", "best.pth", "curves.png"}
     names |= {"previous.pth", ".lock"}
     assert {path.name for path in folder.iterdir()} == names
     assert yaml.safe_load((folder / "config.yaml").read_text()) == experiment().model_dump()
-    assert json.loads((folder / "versions.json").read_text())["torch"].startswith(torch.__version__.split("+")[0])
+    (session,) = json.loads((folder / "sessions.json").read_text())
+    assert (session["from"], session["to"]) == (0, 6)
+    assert session["threads"] == torch.get_num_threads()
+    assert session["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     lines = metrics(folder)
     assert [line["iteration"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     validations = [line for line in lines if "val_accuracy" in line]

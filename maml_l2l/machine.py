@@ -1,0 +1,42 @@
+"""What figures depend on beside the config: the machine and the versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("maml_l2l", "torch", "torchvision", "learn2learn", "numpy", "pydantic", "pyyaml", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform and the packages."""
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def machine() -> dict:
+    """Processor, cores, PyTorch's threads, the GPU where there is one, and `versions`."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    found = {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def describe(found: dict) -> str:
+    """`machine()` in one line."""
+    device = found.get("gpu", f"{found['processor']}, {found['cores']} cores, {found['threads']} threads")
+    return f"{device}; Python {found['versions']['python']}, torch {found['versions']['torch']}"
