@@ -31,6 +31,7 @@ class Checkpoint:
     iteration: meta-iterations done.                                validation_accuracy: percent, None before the first.
     backbone: keyword arguments of `maml_l2l.backbones.Conv4`.      weights: its state dict.
     optimizer: the outer loop's state dict, None in `best.pth`.
+    inner_lrs: (inner steps, parameter tensors) learned step sizes, None where the config does not learn them.
     best_accuracy: percent, the highest validation accuracy so far.  metrics_bytes: size of `metrics.jsonl` then.
     """
 
@@ -41,6 +42,7 @@ class Checkpoint:
     backbone: dict[str, Any]
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, Any] | None
+    inner_lrs: torch.Tensor | None = None
     best_accuracy: float | None = None
     metrics_bytes: int = 0
 
@@ -61,8 +63,14 @@ class Checkpoint:
     def learner(self) -> MetaLearner:
         """The engine that the config names, with these weights."""
         learner = build_learner(self.experiment.algorithm, self.backbone)
-        learner.module.load_state_dict(self.weights)
+        self.restore(learner)
         return learner
+
+    def restore(self, learner: MetaLearner) -> None:
+        """Give `learner`, which must be one of this config, these weights and step sizes."""
+        learner.module.load_state_dict(self.weights)
+        if self.inner_lrs is not None:
+            learner.inner_lrs.data.copy_(self.inner_lrs)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = None) -> None:

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from maml_l2l.backbones import Conv4
-from maml_l2l.config import MAX_FILTERS, MAX_WAYS, parse_experiment
+from maml_l2l.config import MAX_FILTERS, MAX_WAYS, Algorithm, parse_experiment
 from maml_l2l.config_problems import describe_problems, shown
 from maml_l2l.data.splits import SPLITS, ClassSplit
 from maml_l2l.errors import UserError
@@ -42,8 +42,9 @@ def checked_contents(content: dict, kind: type, origin: str) -> dict[str, Any]:
     """The fields of the dataclass `kind`, a checkpoint, built anew from `content`, so that nothing else comes along.
 
     Every field must have its type; numbers are finite and not negative; `config` is one of this version; the lists of
-    `split` are disjoint; `weights` has the names and shapes of `Conv4(**backbone)` and finite values, and so has the
-    state of Adam in `optimizer`, where there is one. Raises `UserError`, which names `origin`, where one does not fit.
+    `split` are disjoint; `weights` has the names and shapes of `Conv4(**backbone)` and finite values, and so have
+    `inner_lrs` and the state of Adam in `optimizer`, where there are any. Raises `UserError`, which names `origin`,
+    where one does not fit.
     """
     try:
         checked = _typed_fields(content, kind)
@@ -52,12 +53,23 @@ def checked_contents(content: dict, kind: type, origin: str) -> dict[str, Any]:
         with torch.device("meta"):
             network = Conv4(**backbone)
         checked["weights"] = _finite_tensors(checked["weights"], network.state_dict(), "weights")
+        experiment = parse_experiment(checked["config"], origin=f"the config in {origin}")
+        parameters = list(network.parameters())
+        learned = _learned_lrs(experiment.algorithm, parameters)
+        given = {} if checked["inner_lrs"] is None else {"inner_lrs": checked["inner_lrs"]}
+        checked["inner_lrs"] = _finite_tensors(given, learned, "checkpoint").get("inner_lrs")
         if checked["optimizer"] is not None:
-            checked["optimizer"] = _checked_adam(checked["optimizer"], network)
+            checked["optimizer"] = _checked_adam(checked["optimizer"], [*learned.values(), *parameters])
     except ValueError as error:
         raise UserError(f"{origin} is not a valid checkpoint: {error}. Use another one.") from None
-    config = parse_experiment(checked["config"], origin=f"the config in {origin}").model_dump()
-    return checked | {"backbone": backbone, "config": config}
+    return checked | {"backbone": backbone, "config": experiment.model_dump()}
+
+
+def _learned_lrs(algorithm: Algorithm, parameters: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What stands in for the step sizes that `algorithm` learns, by their shape: one tensor or none."""
+    if not algorithm.learn_inner_lr:
+        return {}
+    return {"inner_lrs": torch.nn.Parameter(torch.empty(algorithm.inner_steps, len(parameters), device="meta"))}
 
 
 def _typed(kind: Any, value: Any, name: str) -> Any:
@@ -107,10 +119,9 @@ def _finite_tensors(found: dict[str, torch.Tensor], like: dict[str, torch.Tensor
     return {key: tensor.detach().contiguous() for key, tensor in found.items()}
 
 
-def _checked_adam(optimizer: dict[str, Any], network: Conv4) -> dict[str, Any]:
-    """The state dict `optimizer`, which must be one of training's Adam for `network`."""
+def _checked_adam(optimizer: dict[str, Any], parameters: list[torch.Tensor]) -> dict[str, Any]:
+    """The state dict `optimizer`, which must be one of training's Adam for `parameters`."""
     found = _typed(_Optimizer, optimizer, "optimizer")
-    parameters = list(network.parameters())
     (usual,) = torch.optim.Adam(parameters).state_dict()["param_groups"]
     groups = [{**usual, **group, "lr": usual["lr"]} for group in found.param_groups]
     if groups != [usual]:

@@ -130,6 +130,9 @@ class Algorithm(_Section):
         None, ge=1, description="vectorized: tasks worked on at once, which bounds the memory; unset: by their size"
     )
     inner_lr: Rate = Field(0.4, description="step size of the inner loop, on the mean cross-entropy")
+    learn_inner_lr: bool = Field(
+        False, description="meta-learn a step size for each parameter tensor and inner step, starting from `inner_lr`"
+    )
     inner_steps: int = Field(1, ge=1, description="gradient steps of the inner loop in training")
     normalisation: Literal["batch", "support"] = Field(
         "batch", description="normalise queries by their own `batch`, or inductively by the task's `support` images"

@@ -24,6 +24,7 @@ try:
     with contextlib.redirect_stderr(_stderr):
         import learn2learn
         from learn2learn.algorithms import MAML
+        from learn2learn.algorithms.meta_sgd import meta_sgd_update
         from learn2learn.data import MetaDataset, Taskset
         from learn2learn.data.transforms import KShots, NWays
 except ModuleNotFoundError as error:
@@ -33,4 +34,4 @@ except ModuleNotFoundError as error:
 finally:
     sys.stderr.writelines(line for line in _stderr.getvalue().splitlines(keepends=True) if "gym" not in line.lower())
 
-__all__ = ["MAML", "KShots", "MetaDataset", "NWays", "Taskset", "learn2learn"]
+__all__ = ["MAML", "KShots", "MetaDataset", "NWays", "Taskset", "learn2learn", "meta_sgd_update"]

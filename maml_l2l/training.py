@@ -116,6 +116,7 @@ class MetaTrainer:
             backbone=self.backbone,
             weights=self.learner.module.state_dict(),
             optimizer=self.optimizer.state_dict() if with_optimizer else None,
+            inner_lrs=None if self.learner.inner_lrs is None else self.learner.inner_lrs.detach(),
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -126,7 +127,7 @@ class MetaTrainer:
                 "Point data.root to the same data, or start another run with --run_dir."
             )
         self.done, self.validation_accuracy = checkpoint.iteration, checkpoint.validation_accuracy
-        self.learner.module.load_state_dict(checkpoint.weights)
+        checkpoint.restore(self.learner)
         self.optimizer.load_state_dict(checkpoint.optimizer)
 
     def _set_meta_lr(self, iteration: int) -> float:

@@ -46,12 +46,17 @@ def cross_entropy(logits, labels):
 
 
 def adapted(parameters, images, labels, lr, steps, first_order):
-    """Equation 1 of Finn et al. (2017), `steps` times, on a dictionary of tensors."""
-    for _ in range(steps):
+    """Equation 1 of Finn et al. (2017), `steps` times, on a dictionary of tensors.
+
+    lr: a number, or a tensor with a row for each step (the last one goes on) and a column for each tensor.
+    """
+    for step in range(steps):
+        lrs = lr[min(step, len(lr) - 1)] if isinstance(lr, torch.Tensor) else [lr] * len(parameters)
         loss = cross_entropy(ReferenceNet.logits(parameters, images), labels)
         gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=not first_order)
         parameters = {
-            name: value - lr * gradient for (name, value), gradient in zip(parameters.items(), gradients, strict=True)
+            name: value - rate * gradient
+            for (name, value), gradient, rate in zip(parameters.items(), gradients, lrs, strict=True)
         }
     return parameters
 

@@ -40,6 +40,32 @@ def test_what_is_saved_is_loaded(checkpoint, tmp_path):
         assert torch.equal(weight, checkpoint.weights[name])
 
 
+def learning_config(inner_steps):
+    return Experiment(algorithm={"learn_inner_lr": True, "inner_steps": inner_steps}).model_dump()
+
+
+def test_learned_step_sizes_are_part_of_a_checkpoint(checkpoint, tmp_path):
+    learned = dataclasses.replace(checkpoint, config=learning_config(2), inner_lrs=torch.rand(2, 18))
+    save_checkpoint(learned, tmp_path / "x.pth")
+    assert torch.equal(load_checkpoint(tmp_path / "x.pth").learner().inner_lrs, learned.inner_lrs)
+
+
+@pytest.mark.parametrize(
+    ("steps", "inner_lrs", "message"),
+    [
+        (2, None, r"`checkpoint` lacks \['inner_lrs'\] and holds the unknown \[\]"),
+        (2, torch.zeros(1, 18), r"`checkpoint.inner_lrs` should have the shape \(2, 18\), found \(1, 18\)"),
+        (1, torch.full((1, 18), math.inf), "`checkpoint.inner_lrs` should hold finite floating-point numbers"),
+        (0, torch.zeros(1, 18), r"`checkpoint` lacks \[\] and holds the unknown \['inner_lrs'\]"),
+    ],
+)
+def test_step_sizes_that_do_not_fit_the_config_are_refused(checkpoint, tmp_path, steps, inner_lrs, message):
+    config = learning_config(steps) if steps else checkpoint.config
+    save_checkpoint(dataclasses.replace(checkpoint, config=config, inner_lrs=inner_lrs), tmp_path / "x.pth")
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(tmp_path / "x.pth")
+
+
 def test_the_backbone_loads_in_plain_pytorch(checkpoint, tmp_path):
     save_checkpoint(checkpoint, tmp_path / "x.pth")
     content = torch.load(tmp_path / "x.pth", weights_only=True)

@@ -94,6 +94,34 @@ def test_engines_agree_in_float64(ways, shots, queries, first_order, steps):
     )
 
 
+@ORDERS
+def test_engines_agree_on_learned_step_sizes(first_order):
+    tasks = random_tasks(2, 5, 1, 2, side=14)
+    loop, vectorized = learner_pair(conv4, 5, first_order=first_order)
+    for learner in (loop, vectorized):
+        learner.learn_inner_lrs(2)
+        learner.double().meta_gradient(tasks, 3)
+    assert loop.inner_lrs.grad.norm() > 0
+    assert relative_error(gradient(vectorized), gradient(loop)) < 1e-9
+    with torch.no_grad():
+        logits = [learner.adapt_and_score(tasks, [0, 1, 4]) for learner in (loop, vectorized)]
+    torch.testing.assert_close(*logits, rtol=1e-8, atol=1e-9)
+    assert not logits[0].requires_grad
+
+
+def test_a_learner_compiled_with_learned_step_sizes_takes_the_same_gradients():
+    tasks = random_tasks(4, 5, 1, 2)
+    loop, vectorized = learner_pair(mlp, 5)
+    for learner in (loop, vectorized):
+        learner.learn_inner_lrs(2)
+        learner.double()
+    vectorized.task_chunk, vectorized.compile = 2, True
+    loop.meta_gradient(tasks, 2)
+    vectorized.meta_gradient(tasks, 2)
+    assert vectorized._compiled is not None, "it went on uncompiled"
+    assert relative_error(gradient(vectorized), gradient(loop)) < 1e-9
+
+
 @SETTINGS
 @ORDERS
 def test_engines_agree_in_float32(ways, shots, queries, first_order):

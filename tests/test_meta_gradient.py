@@ -131,3 +131,51 @@ def test_score_counts_the_correct_queries_and_averages_their_loss():
     losses, accuracies = score(logits, torch.tensor([[0, 1]]))
     torch.testing.assert_close(losses, -torch.log(torch.tensor([0.7 * 0.1], dtype=torch.float64)) / 2)
     assert accuracies.tolist() == [0.5]
+
+
+LEARNED = 2  # inner steps with step sizes of their own; a third one takes the last again
+
+
+@pytest.fixture
+def inner_lrs(net):
+    generator = torch.Generator().manual_seed(11)
+    return torch.rand(LEARNED, len(net.parameters), generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("first_order", [False, True], ids=["second", "first"])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_learned_step_sizes_equal_the_hand_written_reference(engine, first_order, steps, net, tasks, inner_lrs):
+    learner = ENGINES[engine](SmallNet().double(), lr=LR, first_order=first_order)
+    learner.learn_inner_lrs(LEARNED)
+    learner.module.load_state_dict({name: value.detach() for name, value in net.parameters.items()})
+    learner.inner_lrs.data = inner_lrs
+    scores = learner.meta_gradient(tasks, steps)
+    expected_lrs = inner_lrs.clone().requires_grad_()
+    loss = reference.query_loss(net.parameters, tasks, expected_lrs, steps, first_order)
+    expected = torch.autograd.grad(loss, [expected_lrs, *net.parameters.values()])
+    found = dict(learner.module.named_parameters())
+    assert relative_error(learner.inner_lrs.grad, expected[0]) < 1e-9
+    for name, gradient in zip(net.parameters, expected[1:], strict=True):
+        assert (found[name].grad - gradient).norm() < 1e-9 * max(1, gradient.norm())
+    assert scores.losses.mean().item() == pytest.approx(loss.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gradients_of_learned_step_sizes_equal_finite_differences(engine, net, tasks, inner_lrs):
+    learner = ENGINES[engine](SmallNet().double(), lr=LR)
+    learner.learn_inner_lrs(LEARNED)
+    learner.module.load_state_dict({name: value.detach() for name, value in net.parameters.items()})
+    learner.inner_lrs.data = inner_lrs.clone()
+    learner.meta_gradient(tasks, LEARNED)
+    found = learner.inner_lrs.grad.clone()
+    for row, column in ((0, 0), (0, 4), (1, 2), (1, 5)):
+
+        def loss_at(distance, place=(row, column)):
+            learner.inner_lrs.data = inner_lrs.clone()
+            learner.inner_lrs.data[place] += distance
+            with torch.no_grad():
+                return score(learner.adapt_and_score(tasks, [LEARNED])[0], tasks.query_labels).losses.mean().item()
+
+        slope = (loss_at(1e-5) - loss_at(-1e-5)) / 2e-5
+        assert found[row, column].item() == pytest.approx(slope, rel=1e-5, abs=1e-8)

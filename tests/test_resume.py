@@ -230,6 +230,18 @@ def test_a_finished_run_may_be_extended(half, overrides, tmp_path):
     assert same_state(load_checkpoint(half / "last.pth"), load_checkpoint(tmp_path / "straight" / "last.pth"))
 
 
+def test_learned_step_sizes_are_resumed_too(overrides, tmp_path):
+    learning = [*overrides, "algorithm.learn_inner_lr=true", "algorithm.inner_steps=2"]
+    for folder, lengths in (("straight", [9]), ("resumed", [4, 9])):
+        for length in lengths:
+            experiment = load_experiment(None, [*learning, f"train.iterations={length}"])
+            train(experiment, tmp_path / folder, resume=length > lengths[0])
+    straight, resumed = (load_checkpoint(tmp_path / name / "last.pth") for name in ("straight", "resumed"))
+    assert same_state(straight, resumed)
+    assert torch.equal(straight.inner_lrs, resumed.inner_lrs)
+    assert straight.inner_lrs.unique().numel() > 10
+
+
 def test_another_config_is_refused_with_the_keys_that_differ(half, overrides):
     before = {path: path.read_bytes() for path in half.iterdir()}
     message = r"another config: `task.shots` was 1, found 2; `algorithm.inner_lr` was 0.4, found 0.1\. Put the values"

@@ -31,4 +31,6 @@ def build_learner(
         network.product_dtype = torch.bfloat16
     learner = engine(network, lr=algorithm.inner_lr, first_order=algorithm.order == "first")
     learner.task_chunk, learner.compile = algorithm.task_chunk, compile
+    if algorithm.learn_inner_lr:
+        learner.learn_inner_lrs(algorithm.inner_steps)
     return learner

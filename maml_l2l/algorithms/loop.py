@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from maml_l2l.algorithms.meta_learner import MetaLearner, mean_cross_entropy
+from maml_l2l.learn2learn_import import MAML, meta_sgd_update
 from maml_l2l.tasks import TaskBatch
 
 
@@ -28,8 +29,22 @@ class LoopMAML(MetaLearner):
                     with torch.set_grad_enabled(differentiable):
                         scored.append(_query_logits(learner, support, query, normalisation)[:, : task.ways])
                 if step < steps[-1]:
-                    learner.adapt(mean_cross_entropy(learner(support)[:, : task.ways], labels))
+                    loss = mean_cross_entropy(learner(support)[:, : task.ways], labels)
+                    if self.inner_lrs is None:
+                        learner.adapt(loss)
+                    else:
+                        inner_lrs = self.inner_lrs[min(step, len(self.inner_lrs) - 1)]
+                        _adapt(learner, loss, inner_lrs if differentiable else inner_lrs.detach())
         return torch.stack(scored)
+
+
+def _adapt(learner: MAML, loss: torch.Tensor, inner_lrs: torch.Tensor) -> None:
+    """`learner.adapt(loss)` with a step size for each parameter tensor, by the update of learn2learn's `MetaSGD`."""
+    second_order = not learner.first_order
+    gradients = torch.autograd.grad(
+        loss, list(learner.module.parameters()), create_graph=second_order, allow_unused=True, materialize_grads=True
+    )
+    meta_sgd_update(learner.module, inner_lrs, gradients)
 
 
 def _query_logits(learner, support: torch.Tensor, query: torch.Tensor, normalisation: str) -> torch.Tensor:

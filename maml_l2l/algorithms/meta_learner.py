@@ -41,6 +41,22 @@ class MetaLearner(MAML):
     task_chunk: int | None = None
     """Tasks worked on at once; None leaves it to the engine."""
 
+    inner_lrs: torch.nn.Parameter | None
+    """Learned step sizes (inner steps, parameter tensors of the module); None: `lr` for all."""
+
+    def __init__(self, model: torch.nn.Module, lr: float, **options):
+        """See learn2learn's `MAML`."""
+        super().__init__(model, lr, **options)
+        self.register_parameter("inner_lrs", None)
+
+    def learn_inner_lrs(self, steps: int) -> None:
+        """Meta-learn a step size for each parameter tensor in each of `steps` inner steps, starting from `lr`.
+
+        Whatever adapts for more steps takes the last ones again (LSLR: Antoniou et al., 2019, section 4).
+        """
+        tensors = len(list(self.module.parameters()))
+        self.inner_lrs = torch.nn.Parameter(torch.full((steps, tensors), self.lr))
+
     def adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str = "batch") -> torch.Tensor:
         """Query logits (len(steps), T, ways * queries, ways) after each number of inner steps in `steps` (ascending).
 
@@ -51,12 +67,12 @@ class MetaLearner(MAML):
         raise NotImplementedError
 
     def meta_gradient(self, tasks: TaskBatch, inner_steps: int, normalisation: str = "batch") -> Scores:
-        """Set `.grad` of every parameter to the meta-gradient of `tasks`, and return how the tasks scored.
+        """Set `.grad` of every parameter and step size to the meta-gradient of `tasks`; return how the tasks scored.
 
         That is the mean over tasks of the gradient of the query loss after `inner_steps` steps (Finn et al., 2017,
         equation 4). Works on `task_chunk` tasks at a time, which bounds the memory.
         """
-        parameters = list(self.module.parameters())
+        parameters = list(self.parameters())
         totals, parts = [torch.zeros_like(parameter) for parameter in parameters], []
         for chunk in tasks.chunks(self.task_chunk or self._default_chunk(tasks)):
             gradients, scores = self._chunk_gradient(chunk, inner_steps, normalisation)
@@ -78,6 +94,6 @@ class MetaLearner(MAML):
     def _gradient_of(self, logits: torch.Tensor, tasks: TaskBatch) -> tuple[Sequence[torch.Tensor], Scores]:
         scores = score(logits, tasks.query_labels)
         gradients = torch.autograd.grad(
-            scores.losses.sum(), list(self.module.parameters()), allow_unused=True, materialize_grads=True
+            scores.losses.sum(), list(self.parameters()), allow_unused=True, materialize_grads=True
         )
         return gradients, Scores(scores.losses.detach(), scores.accuracies)

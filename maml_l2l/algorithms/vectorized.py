@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.func import functional_call, grad, vmap
@@ -36,21 +36,25 @@ class VectorizedMAML(MetaLearner):
 
     def adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str = "batch") -> torch.Tensor:
         """See `MetaLearner.adapt_and_score`."""
-        return self._adapt_and_score(dict(self.module.named_parameters()), tasks, steps, normalisation)
+        return self._adapt_and_score(dict(self.named_parameters()), tasks, steps, normalisation)
 
     def _adapt_and_score(
         self, initial: Parameters, tasks: TaskBatch, steps: Sequence[int], normalisation: str
     ) -> torch.Tensor:
+        """initial: the `named_parameters()` of this learner, its step sizes among them where they are learned."""
         differentiable = torch.is_grad_enabled()
-        parameters = self._task_parameters(initial, len(tasks))
+        network = {name.removeprefix("module."): p for name, p in initial.items() if name.startswith("module.")}
+        parameters = self._task_parameters(network, len(tasks))
         scored = []
         for step in range(steps[-1] + 1):
             if step in steps:
                 scored.append(self._query_logits(parameters, tasks, normalisation))
             if step < steps[-1]:
                 with torch.set_grad_enabled(differentiable and not self.first_order):
-                    steps_taken = self._inner_step(parameters, tasks)
-                parameters = {name: p + steps_taken[name] for name, p in parameters.items()}
+                    gradients = self._inner_gradients(parameters, tasks)
+                lrs = self._inner_lrs(initial.get("inner_lrs"), network, step)
+                # Finn et al. (2017), equation 1
+                parameters = {name: p - lrs[name] * gradients[name] for name, p in parameters.items()}
         return torch.stack(scored)
 
     def _task_parameters(self, parameters: Parameters, tasks: int) -> Parameters:
@@ -63,14 +67,20 @@ class VectorizedMAML(MetaLearner):
     def _batches_itself(self) -> bool:
         return hasattr(self.module, "forward_tasks")
 
-    def _inner_step(self, parameters: Parameters, tasks: TaskBatch) -> Parameters:
-        """What one gradient step adds to the weights of every task (Finn et al., 2017, equation 1)."""
+    def _inner_lrs(self, learned: torch.Tensor | None, names: Iterable[str], step: int) -> dict:
+        """The size of inner step `step` for each parameter tensor of the module, whose names are in order."""
+        if learned is None:
+            return dict.fromkeys(names, self.lr)
+        return dict(zip(names, learned[min(step, len(learned) - 1)].unbind(), strict=True))
+
+    def _inner_gradients(self, parameters: Parameters, tasks: TaskBatch) -> Parameters:
+        """The gradient of every task's support loss for its own weights."""
 
         def loss(parameters: Parameters) -> torch.Tensor:
             # Tasks share no weights here, so the gradient of the sum of their losses is each task's own gradient.
             return mean_cross_entropy(self._logits(parameters, tasks.support, tasks.ways), tasks.support_labels).sum()
 
-        return {name: -self.lr * gradient for name, gradient in grad(loss)(parameters).items()}
+        return grad(loss)(parameters)
 
     def _query_logits(self, parameters: Parameters, tasks: TaskBatch, normalisation: str) -> torch.Tensor:
         if normalisation == "batch":
@@ -110,7 +120,7 @@ class VectorizedMAML(MetaLearner):
         return self._run_compiled(tasks)
 
     def _run_compiled(self, tasks: TaskBatch) -> tuple[Sequence[torch.Tensor], Scores]:
-        parameters = {name: p.detach() for name, p in self.module.named_parameters()}
+        parameters = {name: p.detach() for name, p in self.named_parameters()}
         # Contiguous, because the compiled code is for the strides that it has seen.
         images = [
             tensor.contiguous() for tensor in (tasks.support, tasks.support_labels, tasks.query, tasks.query_labels)
