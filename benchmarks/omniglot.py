@@ -1,0 +1,118 @@
+"""The paper's Omniglot table from runs of our own.
+
+    python -m benchmarks.omniglot record runs/omniglot_5w1s [--publish]
+    python -m benchmarks.omniglot report
+
+`record` evaluates the best checkpoint of a finished run on the test classes, once, and writes what it found, with the
+command, time and machine of the training, to `benchmarks/results/omniglot/`; `--publish` also copies the checkpoint to
+`pretrained/`. `report` turns these files into `RESULTS.md`, its picture and the model cards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from benchmarks import omniglot_report
+from maml_l2l import commands
+from maml_l2l.checkpoint import Checkpoint, load_checkpoint
+from maml_l2l.config import Experiment, documented_keys, load_experiment, with_overrides
+from maml_l2l.errors import UserError
+from maml_l2l.evaluation import evaluate_checkpoint
+from maml_l2l.reporting import evaluation_json, write_json
+from maml_l2l.run_folder import BEST, LAST, SESSIONS
+
+ROOT = Path(__file__).parents[1]
+# What changes where and how fast a run goes, and is another on a reader's machine.
+LOCAL = ("data.root", "data.source", "data.verify", "run.threads", "train.checkpoint_every")
+
+
+def cell(experiment: Experiment) -> str:
+    """The paper's name of a task size, as in the names of the configs: `5w1s`."""
+    return f"{experiment.task.ways}w{experiment.task.shots}s"
+
+
+def training_command(experiment: Experiment, config: str) -> str:
+    """The command that trains `experiment` from the file `config`, relative to the repository."""
+    usual, settings = load_experiment(ROOT / config), []
+    for section, name, _ in documented_keys():
+        found, expected = (getattr(getattr(values, section), name) for values in (experiment, usual))
+        if found != expected and f"{section}.{name}" not in LOCAL:
+            settings.append(f" {section}.{name}={json.dumps(found) if isinstance(found, bool) else found}")
+    return f"python -m maml_l2l.train --config {config}" + (f" --set{''.join(settings)}" if settings else "")
+
+
+def evaluations(checkpoint: Checkpoint, experiment: Experiment) -> dict:
+    """Accuracy on test tasks after 0, 1, ... inner steps, under both readings of normalisation."""
+    found = {}
+    for normalisation in ("batch", "support"):
+        read = with_overrides(experiment, {"algorithm.normalisation": normalisation}, "the benchmark")
+        protocol = {"tasks": read.eval.tasks, **read.task.model_dump(), "split": "test", "seed": read.run.seed}
+        evaluation = evaluate_checkpoint(checkpoint, read, "test")
+        found[normalisation] = evaluation_json(evaluation, protocol | {"normalisation": normalisation})
+    return found
+
+
+def record(run_dir: Path, publish: bool) -> None:
+    """Evaluate the run in the folder `run_dir` and write its figures; see the module.
+
+    Raises `UserError` where it is not finished, or where its figures were taken before.
+    """
+    last, best = load_checkpoint(run_dir / LAST), load_checkpoint(run_dir / BEST)
+    experiment = last.experiment
+    if last.iteration < experiment.train.iterations:
+        raise UserError(
+            f"{run_dir} has done {last.iteration} of {experiment.train.iterations} meta-iterations. "
+            f"Finish it first: python -m maml_l2l.train --resume {run_dir}"
+        )
+    order, seed = experiment.algorithm.order, experiment.run.seed
+    path = omniglot_report.RESULTS / f"{cell(experiment)}_{order}_seed{seed}.json"
+    if path.exists():
+        raise UserError(f"{path} holds the figures of such a run already, and test classes are used once. Remove it.")
+    config = f"configs/omniglot_{cell(experiment)}.yaml"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    sessions = json.loads((run_dir / SESSIONS).read_text())
+    found = {
+        "cell": cell(experiment),
+        "order": order,
+        "seed": seed,
+        "command": training_command(experiment, config),
+        "commit": commit.stdout.strip(),
+        "iteration": best.iteration,
+        "val_accuracy": best.validation_accuracy,
+        "seconds": sum(session["seconds"] for session in sessions),
+        "sessions": sessions,
+        "checkpoint_sha256": hashlib.sha256((run_dir / BEST).read_bytes()).hexdigest(),
+        "config": experiment.model_dump(),
+        "evaluations": evaluations(best, experiment),
+    }
+    write_json(path, found)
+    print(f"{path}: {omniglot_report.figure(found)} %")
+    if publish:
+        omniglot_report.PRETRAINED.mkdir(exist_ok=True)
+        shutil.copyfile(run_dir / BEST, omniglot_report.PRETRAINED / f"omniglot_{cell(experiment)}.pth")
+
+
+def main() -> None:
+    """Parse the command line, record or report."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.omniglot", description=__doc__.split("\n")[0])
+    actions = parser.add_subparsers(dest="action", required=True)
+    recording = actions.add_parser("record", help="evaluate a finished run on the test classes")
+    recording.add_argument("run_dir", type=Path, help="the run folder")
+    recording.add_argument("--publish", action="store_true", help="copy the best checkpoint to pretrained/")
+    actions.add_parser("report", help="write RESULTS.md, its picture and the model cards")
+    arguments = parser.parse_args()
+    if arguments.action == "record":
+        record(arguments.run_dir, arguments.publish)
+    else:
+        omniglot_report.write()
+
+
+if __name__ == "__main__":
+    commands.run(main)

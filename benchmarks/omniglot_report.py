@@ -1,0 +1,235 @@
+"""`RESULTS.md`, its picture and the model cards, from the JSON files that `benchmarks.omniglot` recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from benchmarks import common
+from maml_l2l.machine import describe
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PRETRAINED = ROOT / "benchmarks" / "results" / "omniglot", ROOT / "pretrained"
+PUBLISHED, PICTURE = RESULTS / "published.json", RESULTS / "accuracy.png"
+CELLS = {"5w1s": "5-way 1-shot", "5w5s": "5-way 5-shot", "20w1s": "20-way 1-shot", "20w5s": "20-way 5-shot"}
+NOT_YET = "not trained yet"
+
+INTRODUCTION = """\
+# Omniglot: the paper's table
+
+Accuracy in % on 1,000 tasks of the 423 test characters of the split `finn`, none of which training or validation saw,
+after as many inner steps as in training; as many queries a class as shots, classes rotated, queries normalised by their
+own batch as in the paper; +- is the 95 % interval over the tasks. The checkpoint of each run is the best on validation
+tasks; the test classes were used once for each, at the end, for the figures below.
+"""
+
+SETTINGS = """\
+All of them: `Conv4` of 64 filters with stride 2, Adam at 3e-3 with cosine decay to zero, second order unless said
+otherwise. "Learned" step sizes are one for each parameter tensor, part of the meta-learned initialisation (Antoniou et
+al., 2019), where the paper has one fixed number; the paper trains 60,000 meta-iterations of 32 tasks (5-way) or 16
+(20-way). `support`: accuracy with each query normalised by the support images alone. Time: the whole training with
+validations, compiling included.
+"""
+
+REPRODUCE = """\
+Each of these ends in a run folder, and `python -m benchmarks.omniglot record runs/NAME` evaluates it and writes its
+figures to [benchmarks/results/omniglot](benchmarks/results/omniglot), from which `python -m benchmarks.omniglot report`
+makes this page, the picture and the cards of the checkpoints in [pretrained](pretrained). Two runs of one command agree
+to the bit on one machine with the same threads; elsewhere within the intervals.
+"""
+
+CARD = """\
+# {title}
+
+MAML for {cell_name} classification of handwritten characters, second order: {accuracy} % on unseen characters.
+
+    python -m maml_l2l.eval --model pretrained/{name}.pth
+
+## What it is
+
+- The file: weights, config and class split of a `Conv4` network, {kilobytes} kB, SHA-256 `{sha}`.
+- Data: Omniglot, 28x28, ink 1, paper 0, the split `finn`: 1,100 characters to train, 100 to validate, 423 to test, by
+  name in the file. Classes are rotated by multiples of 90 degrees, in every split.
+- Trained by `{command}`
+  (commit {commit}), {iterations:,} meta-iterations of {meta_batch} tasks in {time} on {machine}; the checkpoint of
+  meta-iteration {iteration:,} was the best on {validate_tasks:,} validation tasks ({val_accuracy:.2f} %).
+
+## Accuracy
+
+{tasks:,} test tasks of {cell_name} with {queries} a class, accuracy in % and its 95 % interval over the tasks after
+each number of inner steps; it was trained with {inner_steps}. Under `batch` the queries of a task are normalised
+together, as in the paper; under `support` each by the support images alone, which is what `predict` does.
+
+{table}
+
+## Limits
+
+- It tells apart {ways} classes or fewer, drawn as Omniglot's: dark strokes on light paper, 28x28 pixels after scaling.
+  Photographs are another matter: train on pictures like your own.
+- Accuracy is stated for the inner steps above, with the step sizes of the file. More queries a class score otherwise
+  under `batch`.
+- Digits, Latin letters and other scripts of daily life are in Omniglot only as far as its 50 alphabets hold them.
+
+## Licence and citation
+
+The checkpoint has the licence of this project (MIT). Omniglot is published under the MIT licence,
+(c) 2015 Brenden Lake; cite
+
+> Lake, B. M., Salakhutdinov, R. and Tenenbaum, J. B. (2015). Human-level concept learning through probabilistic program
+> induction. *Science*, 350(6266), 1332-1338.
+
+> Finn, C., Abbeel, P. and Levine, S. (2017). Model-agnostic meta-learning for fast adaptation of deep networks. *ICML*.
+"""
+
+
+def load_results() -> list[dict]:
+    """All recorded runs, in the order of the paper's cells, second order before first, by seed."""
+    found = [json.loads(path.read_text()) for path in RESULTS.glob("*_seed*.json")]
+    return sorted(found, key=lambda run: (list(CELLS).index(run["cell"]), run["order"] == "first", run["seed"]))
+
+
+def figure(run: dict, normalisation: str = "batch") -> str:
+    """Accuracy and interval of a run after the inner steps of its training."""
+    return _ours(_accuracy(run, normalisation))
+
+
+def _accuracy(run: dict, normalisation: str = "batch") -> dict:
+    return run["evaluations"][normalisation]["accuracy"][str(run["config"]["algorithm"]["inner_steps"])]
+
+
+def _ours(accuracy: dict) -> str:
+    return f"{accuracy['mean']:.2f} +- {accuracy['ci95']:.2f}"
+
+
+def _published(accuracy: dict | None) -> str:
+    """As many digits as were published."""
+    if accuracy is None:
+        return ""
+    return f"{accuracy['mean']}" + (f" +- {accuracy['ci95']}" if "ci95" in accuracy else "")
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _comparison(runs: list[dict], published: list[dict], order: str) -> str:
+    """The paper's table for one order: what others published, and our runs."""
+    others = [one for one in published if one["order"] == order]
+    rows = []
+    for cell, name in CELLS.items():
+        ours = [run for run in runs if (run["cell"], run["order"]) == (cell, order)]
+        figures = ", ".join(f"{figure(run)} (seed {run['seed']})" for run in ours)
+        rows.append([name, *(_published(one["accuracy"].get(cell)) for one in others), figures or NOT_YET])
+    return common.table(["task", *(one["name"] for one in others), "maml_l2l"], rows)
+
+
+def _runs(runs: list[dict]) -> str:
+    """How each run was trained, and its accuracy under the other reading of normalisation."""
+    header = ["run", "`support`", "meta-iterations x tasks", "best at", "inner steps", "step sizes", "time", "machine"]
+    rows = []
+    for run in runs:
+        algorithm, train = run["config"]["algorithm"], run["config"]["train"]
+        rows.append(
+            [
+                f"{run['cell']}, {run['order']} order, seed {run['seed']}",
+                figure(run, "support"),
+                f"{train['iterations']:,} x {train['meta_batch']}",
+                f"{run['iteration']:,}",
+                algorithm["inner_steps"],
+                "learned" if algorithm["learn_inner_lr"] else algorithm["inner_lr"],
+                _duration(run["seconds"]),
+                describe(run["sessions"][-1]),
+            ]
+        )
+    return common.table(header, rows)
+
+
+def results_markdown(runs: list[dict], published: list[dict]) -> str:
+    """The text of `RESULTS.md`."""
+    sources = "\n".join(f"- {one['name']}: {one['source']}." for one in published)
+    commands = "\n".join(f"    {run['command']}  # commit {run['commit']}" for run in runs)
+    return "\n".join(
+        [
+            INTRODUCTION,
+            f"## Second order\n\n{_comparison(runs, published, 'second')}\n",
+            f"## First order\n\n{_comparison(runs, published, 'first')}\n",
+            f"![accuracy of every run beside the published ones]({PICTURE.relative_to(ROOT)})\n",
+            f"Published figures:\n\n{sources}\n",
+            f"## The runs\n\n{SETTINGS}\n{_runs(runs)}\n",
+            f"The command of each row, in this order:\n\n{commands}\n",
+            REPRODUCE,
+        ]
+    )
+
+
+def model_card(run: dict) -> str:
+    """The card of the checkpoint that `run` published."""
+    config = run["config"]
+    train, task = config["train"], config["task"]
+    batch, support = (run["evaluations"][name]["accuracy"] for name in ("batch", "support"))
+    rows = [[step, _ours(batch[step]), _ours(support[step])] for step in batch]
+    name = f"omniglot_{run['cell']}"
+    return CARD.format(
+        title=name,
+        name=name,
+        cell_name=CELLS[run["cell"]],
+        accuracy=figure(run),
+        kilobytes=round((PRETRAINED / f"{name}.pth").stat().st_size / 1000),
+        sha=run["checkpoint_sha256"],
+        command=run["command"],
+        commit=run["commit"],
+        time=_duration(run["seconds"]),
+        machine=describe(run["sessions"][-1]),
+        iteration=run["iteration"],
+        val_accuracy=run["val_accuracy"],
+        tasks=run["evaluations"]["batch"]["tasks"],
+        queries="1 query" if task["queries"] == 1 else f"{task['queries']} queries",
+        inner_steps=config["algorithm"]["inner_steps"],
+        table=common.table(["inner steps", "`batch`", "`support`"], rows),
+        ways=task["ways"],
+        **{key: train[key] for key in ("iterations", "meta_batch", "validate_tasks")},
+    )
+
+
+def plot(runs: list[dict], published: list[dict], path: Path) -> None:
+    """A panel for each task size: the published accuracies and ours, with 95 % intervals where they are known."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(9.6, 6.4), layout="constrained")
+    for axes, (cell, name) in zip(drawing.subplots(2, 2).flat, CELLS.items(), strict=True):
+        points = [(one["name"], one["accuracy"][cell], "C7") for one in published if cell in one["accuracy"]]
+        for run in runs:
+            if run["cell"] == cell:
+                color = "C0" if run["order"] == "second" else "C1"
+                points.append((f"{run['order']} order, seed {run['seed']}", _accuracy(run), color))
+        for place, (_, accuracy, color) in enumerate(points):
+            interval = accuracy.get("ci95", 0)
+            axes.errorbar(accuracy["mean"], -place, xerr=interval, fmt="o", capsize=3, markersize=4, color=color)
+        axes.set_yticks([-place for place in range(len(points))], [label for label, _, _ in points], fontsize=8)
+        axes.set_title(name, fontsize=10)
+        axes.grid(alpha=0.3)
+    drawing.supxlabel("accuracy on test characters (%), 95 % interval over tasks; grey: published, colour: maml_l2l")
+    drawing.savefig(path, dpi=150)
+
+
+def published_checkpoints(runs: list[dict]) -> dict[Path, dict]:
+    """Each checkpoint in `pretrained/` with the run that it is of, found by its SHA-256 sum."""
+    runs_by_sum = {run["checkpoint_sha256"]: run for run in runs}
+    sums = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(PRETRAINED.glob("*.pth"))}
+    return {path: runs_by_sum[found] for path, found in sums.items()}
+
+
+def documents() -> dict[Path, str]:
+    """`RESULTS.md` and the model cards, as they should stand in the repository."""
+    runs, published = load_results(), json.loads(PUBLISHED.read_text())
+    cards = {path.with_suffix(".md"): model_card(run) for path, run in published_checkpoints(runs).items()}
+    return {ROOT / "RESULTS.md": results_markdown(runs, published)} | cards
+
+
+def write() -> None:
+    """Write `documents()` and the picture."""
+    for path, text in documents().items():
+        path.write_text(text)
+    plot(load_results(), json.loads(PUBLISHED.read_text()), PICTURE)

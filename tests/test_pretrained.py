@@ -1,0 +1,98 @@
+"""The checkpoints in `pretrained/` are what their cards say, and every stated figure is that of a recorded run."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from benchmarks import omniglot, omniglot_report
+from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
+from maml_l2l.config import load_experiment, with_overrides
+from maml_l2l.errors import UserError
+from maml_l2l.evaluation import evaluate_checkpoint
+from maml_l2l.training import train
+from tests.test_training import TINY
+
+RUNS = omniglot_report.load_results()
+PRETRAINED = omniglot_report.published_checkpoints(RUNS)
+TASKS = 300
+
+
+@pytest.mark.parametrize("path", PRETRAINED, ids=lambda path: path.stem)
+def test_a_published_checkpoint_is_slim_and_names_no_folder_of_ours(path):
+    checkpoint = load_checkpoint(path)
+    assert path.stat().st_size < 1e6
+    assert checkpoint.optimizer is None
+    assert (checkpoint.experiment.data.root, checkpoint.experiment.data.source) == ("data", None)
+    assert checkpoint.experiment.algorithm.order == "second"
+    assert {name: len(classes) for name, classes in checkpoint.split.items()} == {
+        "train": 1100,
+        "val": 100,
+        "test": 423,
+    }
+
+
+@pytest.mark.parametrize("path", PRETRAINED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("normalisation", ["batch", "support"])
+def test_a_published_checkpoint_reaches_its_stated_accuracy(path, normalisation, omniglot_root):
+    checkpoint = load_checkpoint(path)
+    steps = checkpoint.experiment.algorithm.inner_steps
+    stated = PRETRAINED[path]["evaluations"][normalisation]
+    overrides = {"data.root": str(omniglot_root), "eval.tasks": TASKS, "eval.steps": steps}
+    experiment = with_overrides(
+        checkpoint.experiment, overrides | {"algorithm.normalisation": normalisation}, origin="the test"
+    )
+    found = evaluate_checkpoint(checkpoint, experiment, "test").mean()[steps]
+    accuracy = stated["accuracy"][str(steps)]
+    deviation = accuracy["ci95"] / 1.96 * math.sqrt(stated["tasks"])  # of one task
+    assert abs(found - accuracy["mean"]) < 4 * deviation * math.sqrt(1 / TASKS - 1 / stated["tasks"])
+
+
+def test_results_and_model_cards_hold_the_recorded_figures():
+    for path, text in omniglot_report.documents().items():
+        assert path.read_text() == text, f"{path.name} is outdated: python -m benchmarks.omniglot report"
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run['cell']}-{run['order']}-{run['seed']}")
+def test_the_header_of_a_config_states_its_recorded_accuracy(run):
+    config = (omniglot.ROOT / "configs" / f"omniglot_{run['cell']}.yaml").read_text()
+    header = config[: config.index("\ndata:")]
+    assert omniglot_report.figure(run) in header
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """An empty folder in place of the recorded runs, and one in place of the published checkpoints."""
+    monkeypatch.setattr(omniglot_report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(omniglot_report, "PRETRAINED", tmp_path / "pretrained")
+    return tmp_path
+
+
+def test_a_finished_run_is_recorded_published_and_reported(glyphs_root, recorded):
+    tiny = [*TINY, "task.ways=5", "eval.tasks=6", "eval.steps=2", "algorithm.learn_inner_lr=true"]
+    experiment = load_experiment(None, [*tiny, f"data.root={glyphs_root}"])
+    train(experiment, recorded / "run")
+    omniglot.record(recorded / "run", publish=True)
+    (run,) = omniglot_report.load_results()
+    assert run["command"].startswith("python -m maml_l2l.train --config configs/omniglot_5w1s.yaml --set data.name=gl")
+    again = load_experiment(omniglot.ROOT / "configs/omniglot_5w1s.yaml", run["command"].split(" --set ")[1].split())
+    assert with_overrides(again, {"data.root": str(glyphs_root), "train.checkpoint_every": 4}, "the test") == experiment
+    best = load_checkpoint(recorded / "run" / "best.pth")
+    expected = evaluate_checkpoint(best, experiment, "test")
+    found = [run["evaluations"]["batch"]["accuracy"][str(step)]["mean"] for step in range(3)]
+    assert found == pytest.approx(expected.mean())
+    assert list(omniglot_report.published_checkpoints([run])) == [recorded / "pretrained" / "omniglot_5w1s.pth"]
+    assert f"{expected.mean()[1]:.2f} +- {expected.ci95()[1]:.2f}" in omniglot_report.results_markdown([run], [])
+    assert f"{expected.mean()[2]:.2f} +- {expected.ci95()[2]:.2f}" in omniglot_report.model_card(run)
+    omniglot_report.plot([run], json.loads(omniglot_report.PUBLISHED.read_text()), recorded / "x.png")
+    with pytest.raises(UserError, match=r"5w1s_second_seed0.json holds the figures of such a run already, and test cla"):
+        omniglot.record(recorded / "run", publish=False)
+
+
+def test_an_unfinished_run_is_not_recorded(glyphs_root, recorded):
+    train(load_experiment(None, [*TINY, f"data.root={glyphs_root}"]), recorded / "run")
+    last = load_checkpoint(recorded / "run" / "last.pth")
+    save_checkpoint(dataclasses.replace(last, iteration=5), recorded / "run" / "last.pth")
+    with pytest.raises(UserError, match=r"run has done 5 of 6 meta-iterations. Finish it first: .* --resume"):
+        omniglot.record(recorded / "run", publish=False)
