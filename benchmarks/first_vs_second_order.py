@@ -4,8 +4,9 @@
 
 Trains first and second order side by side, a meta-iteration of each in turn, so that the machine's ups and downs meet
 both. Along the way, and against the number of inner steps and the inner learning rate, it takes both meta-gradients at
-the same weights and tasks, and compares their direction (cosine) and length (norm ratio, first / second). Writes
-`report.md`, its pictures and `report.json`.
+the same weights and tasks, and compares their direction (cosine) and length (norm ratio, first / second). One fixed
+step size, `algorithm.inner_lr`, serves both, whatever the config says of learning it. Writes `report.md`, its pictures
+and `report.json`.
 """
 
 from __future__ import annotations
@@ -273,7 +274,7 @@ def main() -> None:
     default = "benchmarks/results/first_vs_second_order"
     parser.add_argument("--out", metavar="DIR", default=default, help=f"folder of the report (default: {default})")
     arguments = parser.parse_args()
-    experiment = load_experiment(arguments.config, arguments.set)
+    experiment = load_experiment(arguments.config, [*arguments.set, "algorithm.learn_inner_lr=false"])
     results = {"machine": machine(), "config": experiment.model_dump(), "memory_mib": peak_memories(experiment)}
     results |= train_both(experiment, arguments.points)
     folder = Path(arguments.out)

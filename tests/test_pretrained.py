@@ -86,7 +86,7 @@ def test_a_finished_run_is_recorded_published_and_reported(glyphs_root, recorded
     assert f"{expected.mean()[1]:.2f} +- {expected.ci95()[1]:.2f}" in omniglot_report.results_markdown([run], [])
     assert f"{expected.mean()[2]:.2f} +- {expected.ci95()[2]:.2f}" in omniglot_report.model_card(run)
     omniglot_report.plot([run], json.loads(omniglot_report.PUBLISHED.read_text()), recorded / "x.png")
-    with pytest.raises(UserError, match=r"5w1s_second_seed0.json holds the figures of such a run already, and test cla"):
+    with pytest.raises(UserError, match=r"5w1s_second_seed0.json holds the figures of such a run already, and test"):
         omniglot.record(recorded / "run", publish=False)
 
 
