@@ -4,22 +4,22 @@
     python -m benchmarks.omniglot report
 
 `record` evaluates the best checkpoint of a finished run on the test classes, once, and writes what it found, with the
-command, time and machine of the training, to `benchmarks/results/omniglot/`; `--publish` also copies the checkpoint to
+command, time and machine of the training, to `benchmarks/results/omniglot/`; `--publish` also puts the checkpoint into
 `pretrained/`. `report` turns these files into `RESULTS.md`, its picture and the model cards.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 from benchmarks import omniglot_report
 from maml_l2l import commands
-from maml_l2l.checkpoint import Checkpoint, load_checkpoint
+from maml_l2l.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from maml_l2l.config import Experiment, documented_keys, load_experiment, with_overrides
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import evaluate_checkpoint
@@ -88,15 +88,24 @@ def record(run_dir: Path, publish: bool) -> None:
         "val_accuracy": best.validation_accuracy,
         "seconds": sum(session["seconds"] for session in sessions),
         "sessions": sessions,
-        "checkpoint_sha256": hashlib.sha256((run_dir / BEST).read_bytes()).hexdigest(),
+        "published_sha256": _publish(best) if publish else None,
         "config": experiment.model_dump(),
         "evaluations": evaluations(best, experiment),
     }
     write_json(path, found)
     print(f"{path}: {omniglot_report.figure(found)} %")
-    if publish:
-        omniglot_report.PRETRAINED.mkdir(exist_ok=True)
-        shutil.copyfile(run_dir / BEST, omniglot_report.PRETRAINED / f"omniglot_{cell(experiment)}.pth")
+
+
+def _publish(checkpoint: Checkpoint) -> str:
+    """Write `checkpoint` to `pretrained/`, without what its config says of our machine; return its SHA-256 sum."""
+    config = {section: dict(values) for section, values in checkpoint.config.items()}
+    for section, name, field in documented_keys():
+        if f"{section}.{name}" in LOCAL:
+            config[section][name] = field.default
+    omniglot_report.PRETRAINED.mkdir(exist_ok=True)
+    path = omniglot_report.PRETRAINED / f"omniglot_{cell(checkpoint.experiment)}.pth"
+    save_checkpoint(dataclasses.replace(checkpoint, config=config), path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main() -> None:
@@ -105,7 +114,7 @@ def main() -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     recording = actions.add_parser("record", help="evaluate a finished run on the test classes")
     recording.add_argument("run_dir", type=Path, help="the run folder")
-    recording.add_argument("--publish", action="store_true", help="copy the best checkpoint to pretrained/")
+    recording.add_argument("--publish", action="store_true", help="put the best checkpoint into pretrained/")
     actions.add_parser("report", help="write RESULTS.md, its picture and the model cards")
     arguments = parser.parse_args()
     if arguments.action == "record":

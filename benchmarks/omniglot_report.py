@@ -29,7 +29,7 @@ All of them: `Conv4` of 64 filters with stride 2, Adam at 3e-3 with cosine decay
 otherwise. "Learned" step sizes are one for each parameter tensor, part of the meta-learned initialisation (Antoniou et
 al., 2019), where the paper has one fixed number; the paper trains 60,000 meta-iterations of 32 tasks (5-way) or 16
 (20-way). `support`: accuracy with each query normalised by the support images alone. Time: the whole training with
-validations, compiling included.
+validations, compiling included; two runs shared the machine, a core and a thread each.
 """
 
 REPRODUCE = """\
@@ -177,7 +177,7 @@ def model_card(run: dict) -> str:
         cell_name=CELLS[run["cell"]],
         accuracy=figure(run),
         kilobytes=round((PRETRAINED / f"{name}.pth").stat().st_size / 1000),
-        sha=run["checkpoint_sha256"],
+        sha=run["published_sha256"],
         command=run["command"],
         commit=run["commit"],
         time=_duration(run["seconds"]),
@@ -216,7 +216,7 @@ def plot(runs: list[dict], published: list[dict], path: Path) -> None:
 
 def published_checkpoints(runs: list[dict]) -> dict[Path, dict]:
     """Each checkpoint in `pretrained/` with the run that it is of, found by its SHA-256 sum."""
-    runs_by_sum = {run["checkpoint_sha256"]: run for run in runs}
+    runs_by_sum = {run["published_sha256"]: run for run in runs}
     sums = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(PRETRAINED.glob("*.pth"))}
     return {path: runs_by_sum[found] for path, found in sums.items()}
 

@@ -25,6 +25,7 @@ def test_a_published_checkpoint_is_slim_and_names_no_folder_of_ours(path):
     assert path.stat().st_size < 1e6
     assert checkpoint.optimizer is None
     assert (checkpoint.experiment.data.root, checkpoint.experiment.data.source) == ("data", None)
+    assert checkpoint.experiment.run.threads is None
     assert checkpoint.experiment.algorithm.order == "second"
     assert {name: len(classes) for name, classes in checkpoint.split.items()} == {
         "train": 1100,
