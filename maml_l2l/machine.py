@@ -38,5 +38,6 @@ def machine() -> dict:
 
 def describe(found: dict) -> str:
     """`machine()` in one line."""
-    device = found.get("gpu", f"{found['processor']}, {found['cores']} cores, {found['threads']} threads")
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    device = found.get("gpu", f"{found['processor']}, {found['cores']} cores, {threads}")
     return f"{device}; Python {found['versions']['python']}, torch {found['versions']['torch']}"
