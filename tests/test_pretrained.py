@@ -58,8 +58,14 @@ def test_results_and_model_cards_hold_the_recorded_figures():
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run['cell']}-{run['order']}-{run['seed']}")
 def test_the_header_of_a_config_states_its_recorded_accuracy(run):
     config = (omniglot.ROOT / "configs" / f"omniglot_{run['cell']}.yaml").read_text()
-    header = config[: config.index("\ndata:")]
-    assert omniglot_report.figure(run) in header
+    assert omniglot_report.figure(run) in config[: config.index("\ndata:")]
+
+
+@pytest.mark.parametrize("run", PRETRAINED.values(), ids=lambda run: run["cell"])
+def test_the_readme_states_the_accuracy_and_time_of_a_published_checkpoint(run):
+    time = omniglot_report.duration(run["seconds"])
+    row = f"| {omniglot_report.figure(run)} | {time} on one core | [omniglot_{run['cell']}.pth]"
+    assert row in (omniglot.ROOT / "README.md").read_text()
 
 
 @pytest.fixture
