@@ -68,10 +68,10 @@ change little where the first one leaves next to nothing of the support loss.
 ## Limits
 
 - It tells apart {ways} classes or fewer, drawn as Omniglot's: dark strokes on light paper, 28x28 pixels after scaling.
-  Photographs are another matter: train on pictures like your own.
+  Photographs are another matter, and so are drawings of another make: on scanned digits enlarged from 8x8 pixels it is
+  worse than nearest neighbour (`python -m benchmarks.digits`). Train on pictures like your own.
 - Accuracy is stated for the inner steps above, with the step sizes of the file. More queries a class score otherwise
   under `batch`.
-- Digits, Latin letters and other scripts of daily life are in Omniglot only as far as its 50 alphabets hold them.
 
 ## Licence and citation
 
