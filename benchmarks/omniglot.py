@@ -18,15 +18,15 @@ import subprocess
 from pathlib import Path
 
 from benchmarks import omniglot_report
+from benchmarks.omniglot_report import ROOT
 from maml_l2l import commands
 from maml_l2l.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from maml_l2l.config import Experiment, documented_keys, load_experiment, with_overrides
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import evaluate_checkpoint
-from maml_l2l.reporting import evaluation_json, write_json
+from maml_l2l.reporting import evaluation_json, evaluation_protocol, write_json
 from maml_l2l.run_folder import BEST, LAST, SESSIONS
 
-ROOT = Path(__file__).parents[1]
 # What changes where and how fast a run goes, and is another on a reader's machine.
 LOCAL = ("data.root", "data.source", "data.verify", "run.threads", "train.checkpoint_every")
 
@@ -51,9 +51,8 @@ def evaluations(checkpoint: Checkpoint, experiment: Experiment) -> dict:
     found = {}
     for normalisation in ("batch", "support"):
         read = with_overrides(experiment, {"algorithm.normalisation": normalisation}, "the benchmark")
-        protocol = {"tasks": read.eval.tasks, **read.task.model_dump(), "split": "test", "seed": read.run.seed}
         evaluation = evaluate_checkpoint(checkpoint, read, "test")
-        found[normalisation] = evaluation_json(evaluation, protocol | {"normalisation": normalisation})
+        found[normalisation] = evaluation_json(evaluation, evaluation_protocol(read, "test"))
     return found
 
 

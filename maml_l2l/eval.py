@@ -38,13 +38,7 @@ def main() -> None:
     evaluation = evaluate_checkpoint(checkpoint, experiment, arguments.split)
     if not commands.is_first_process():
         return
-    protocol = {
-        "tasks": experiment.eval.tasks,
-        **experiment.task.model_dump(),
-        "split": arguments.split,
-        "normalisation": experiment.algorithm.normalisation,
-        "seed": experiment.run.seed,
-    }
+    protocol = reporting.evaluation_protocol(experiment, arguments.split)
     print(reporting.evaluation_title(protocol))
     print(reporting.evaluation_table(evaluation))
     if arguments.json:

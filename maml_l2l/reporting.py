@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from maml_l2l.config import Experiment
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import Evaluation
 from maml_l2l.files import make_folder, write_atomically
@@ -84,6 +85,17 @@ def evaluation_table(evaluation: Evaluation) -> str:
     rows = zip(evaluation.steps, evaluation.mean(), evaluation.ci95(), strict=True)
     lines = ["inner steps   accuracy (%)   95 % interval"]
     return "\n".join(lines + [f"{step:11d}   {mean:12.2f}   +- {ci95:.2f}" for step, mean, ci95 in rows])
+
+
+def evaluation_protocol(experiment: Experiment, split: str) -> dict:
+    """What an accuracy depends on beside the checkpoint: the tasks, the classes, how queries are normalised."""
+    return {
+        "tasks": experiment.eval.tasks,
+        **experiment.task.model_dump(),
+        "split": split,
+        "normalisation": experiment.algorithm.normalisation,
+        "seed": experiment.run.seed,
+    }
 
 
 def evaluation_title(protocol: dict) -> str:

@@ -124,7 +124,7 @@ class RunFolder:
         config = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
         write_atomically(path / CONFIG, lambda file: file.write(config.encode()))
         self._sessions, self._started = [*_earlier_sessions(path), {}], time.perf_counter()
-        self._first = state.get("done", 0)
+        self._session = {"from": resumed.iteration if resumed else 0, **machine()}
         self._best_accuracy = resumed.best_accuracy if resumed else None
         if resumed and (path / BEST).exists():
             self._copy_best()
@@ -145,7 +145,7 @@ class RunFolder:
         record = {"metrics_bytes": self._metrics.sync(), "best_accuracy": self._best_accuracy}
         save_checkpoint(dataclasses.replace(checkpoint, **record), self.path / LAST, previous=self.path / PREVIOUS)
         seconds = round(time.perf_counter() - self._started, 1)
-        self._sessions[-1] = {"from": self._first, "to": checkpoint.iteration, "seconds": seconds, **machine()}
+        self._sessions[-1] = self._session | {"to": checkpoint.iteration, "seconds": seconds}
         reporting.write_json(self.path / SESSIONS, self._sessions)
 
     def validated(self, checkpoint: Checkpoint, evaluation: Evaluation) -> None:

@@ -57,7 +57,7 @@ def test_results_and_model_cards_hold_the_recorded_figures():
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run['cell']}-{run['order']}-{run['seed']}")
 def test_the_header_of_a_config_states_its_recorded_accuracy(run):
-    config = (omniglot.ROOT / "configs" / f"omniglot_{run['cell']}.yaml").read_text()
+    config = (omniglot_report.ROOT / "configs" / f"omniglot_{run['cell']}.yaml").read_text()
     assert omniglot_report.figure(run) in config[: config.index("\ndata:")]
 
 
@@ -65,7 +65,7 @@ def test_the_header_of_a_config_states_its_recorded_accuracy(run):
 def test_the_readme_states_the_accuracy_and_time_of_a_published_checkpoint(run):
     time = omniglot_report.duration(run["seconds"])
     row = f"| {omniglot_report.figure(run)} | {time} on one core | [omniglot_{run['cell']}.pth]"
-    assert row in (omniglot.ROOT / "README.md").read_text()
+    assert row in (omniglot_report.ROOT / "README.md").read_text()
 
 
 @pytest.fixture
@@ -83,7 +83,9 @@ def test_a_finished_run_is_recorded_published_and_reported(glyphs_root, recorded
     omniglot.record(recorded / "run", publish=True)
     (run,) = omniglot_report.load_results()
     assert run["command"].startswith("python -m maml_l2l.train --config configs/omniglot_5w1s.yaml --set data.name=gl")
-    again = load_experiment(omniglot.ROOT / "configs/omniglot_5w1s.yaml", run["command"].split(" --set ")[1].split())
+    again = load_experiment(
+        omniglot_report.ROOT / "configs/omniglot_5w1s.yaml", run["command"].split(" --set ")[1].split()
+    )
     assert with_overrides(again, {"data.root": str(glyphs_root), "train.checkpoint_every": 4}, "the test") == experiment
     best = load_checkpoint(recorded / "run" / "best.pth")
     expected = evaluate_checkpoint(best, experiment, "test")
