@@ -27,9 +27,11 @@ tasks; the test classes were used once for each, at the end, for the figures bel
 SETTINGS = """\
 All of them: `Conv4` of 64 filters with stride 2, Adam at 3e-3 with cosine decay to zero, second order unless said
 otherwise. "Learned" step sizes are one for each parameter tensor, part of the meta-learned initialisation (Antoniou et
-al., 2019), where the paper has one fixed number; the paper trains 60,000 meta-iterations of 32 tasks (5-way) or 16
-(20-way). `support`: accuracy with each query normalised by the support images alone. Time: the whole training with
-validations, compiling included; two runs shared the machine, a core and a thread each.
+al., 2019), where the paper has one fixed number. A run starts from random weights, or from those of an easier cell
+(`model.pretrained`; the head is new where the ways differ), trained on the same classes; the paper trains each cell
+from random weights, 60,000 meta-iterations of 32 tasks (5-way) or 16 (20-way). `support`: accuracy with each query
+normalised by the support images alone. Time: the whole training with validations, compiling included, without that of the network
+that it started from; a run of one thread shared the machine with another one.
 """
 
 REPRODUCE = """\
@@ -53,8 +55,8 @@ MAML for {cell_name} classification of handwritten characters, second order: {ac
 - Data: Omniglot, 28x28, ink 1, paper 0, the split `finn`: 1,100 characters to train, 100 to validate, 423 to test, by
   name in the file. Classes are rotated by multiples of 90 degrees, in every split.
 - Trained by `{command}` (commit {commit}):
-  {iterations:,} meta-iterations of {meta_batch} tasks in {time}; the checkpoint of meta-iteration {iteration:,} was the
-  best on {validate_tasks:,} validation tasks ({val_accuracy:.2f} %). Machine: {machine}.
+  {iterations:,} meta-iterations of {meta_batch} tasks in {time}, from {start}; the checkpoint of meta-iteration
+  {iteration:,} was the best on {validate_tasks:,} validation tasks ({val_accuracy:.2f} %). Machine: {machine}.
 
 ## Accuracy
 
@@ -111,6 +113,12 @@ def _published(accuracy: dict | None) -> str:
     return f"{accuracy['mean']}" + (f" +- {accuracy['ci95']}" if "ci95" in accuracy else "")
 
 
+def _start(run: dict) -> str:
+    """What the weights of a run were before its first meta-iteration."""
+    pretrained = run["config"]["model"].get("pretrained")
+    return "random weights" if pretrained is None else f"`{pretrained}`"
+
+
 def duration(seconds: float) -> str:
     """Hours and minutes, in words."""
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -130,7 +138,8 @@ def _comparison(runs: list[dict], published: list[dict], order: str) -> str:
 
 def _runs(runs: list[dict]) -> str:
     """How each run was trained, and its accuracy under the other reading of normalisation."""
-    header = ["run", "`support`", "meta-iterations x tasks", "best at", "inner steps", "step sizes", "time", "machine"]
+    header = ["run", "`support`", "started from", "meta-iterations x tasks", "best at", "inner steps", "step sizes"]
+    header += ["time", "machine"]
     rows = []
     for run in runs:
         algorithm, train = run["config"]["algorithm"], run["config"]["train"]
@@ -138,6 +147,7 @@ def _runs(runs: list[dict]) -> str:
             [
                 f"{run['cell']}, {run['order']} order, seed {run['seed']}",
                 figure(run, "support"),
+                _start(run),
                 f"{train['iterations']:,} x {train['meta_batch']}",
                 f"{run['iteration']:,}",
                 algorithm["inner_steps"],
@@ -184,6 +194,7 @@ def model_card(run: dict) -> str:
         command=run["command"],
         commit=run["commit"],
         time=duration(run["seconds"]),
+        start=_start(run),
         machine=describe(run["sessions"][-1]),
         iteration=run["iteration"],
         val_accuracy=run["val_accuracy"],

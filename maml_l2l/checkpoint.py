@@ -72,6 +72,36 @@ class Checkpoint:
         if self.inner_lrs is not None:
             learner.inner_lrs.data.copy_(self.inner_lrs)
 
+    def start(self, learner: MetaLearner, backbone: dict[str, Any], split: ClassSplit) -> None:
+        """Give `learner`, the new one of a run with `backbone` and `split`, these weights and step sizes to start from.
+
+        A head of other ways stays as it is. Inner steps beyond those that this checkpoint has learned start from its
+        last. Raises `UserError` where the networks differ in more than the ways, where step sizes were learned and the
+        run learns none, and where this checkpoint was trained on classes that the run validates or tests on.
+        """
+        mine, wanted = ({**arguments, "ways": None} for arguments in (self.backbone, backbone))
+        seen = sorted(set(self.split["train"]).intersection(split["val"] + split["test"]))
+        problem = None
+        if mine != wanted:
+            differing = [key for key in wanted if mine[key] != wanted[key]]
+            found, expected = (", ".join(f"{key} {one[key]}" for key in differing) for one in (mine, wanted))
+            problem = f"is a network of {found}, and this run's is of {expected}. Give both the same"
+        elif self.inner_lrs is not None and learner.inner_lrs is None:
+            problem = "has learned step sizes, and this run learns none. Set algorithm.learn_inner_lr=true"
+        elif seen:
+            problem = (
+                f"was trained on {len(seen)} of the classes that validate or test this run, e.g. {shown(seen[0])}, "
+                "so its accuracies would not be those of unseen classes. Split the data as they were for it"
+            )
+        if problem:
+            raise UserError(f"the checkpoint of model.pretrained {problem}, or start from another checkpoint.")
+        fresh = learner.module.state_dict()
+        taken = {name: weight for name, weight in self.weights.items() if weight.shape == fresh[name].shape}
+        learner.module.load_state_dict(fresh | taken)
+        if self.inner_lrs is not None:
+            last = len(self.inner_lrs) - 1
+            learner.inner_lrs.data.copy_(self.inner_lrs[[min(step, last) for step in range(len(learner.inner_lrs))]])
+
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = None) -> None:
     """Write `checkpoint` to `path`, which holds a whole checkpoint or its old contents whatever interrupts this.

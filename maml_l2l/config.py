@@ -73,9 +73,7 @@ class Data(_Section):
     val_fraction: float = Field(0.2, gt=0, lt=1, description="folder: share of the classes that validates")
     test_fraction: float = Field(0.2, ge=0, lt=1, description="folder: share of the classes that tests")
     split_seed: int = Field(0, description="folder: seed of the class split")
-    max_memory: int = Field(
-        4096, ge=1, description="folder: MiB of decoded images that are held in memory; more are read from the disk"
-    )
+    max_memory: int = Field(4096, ge=1, description="folder: MiB of images held in memory; more are read from the disk")
     drop_small_classes: bool = Field(
         False, description="leave out classes with fewer pictures than shots + queries, instead of refusing them"
     )
@@ -116,6 +114,9 @@ class Model(_Section):
     filters: int = Field(64, ge=1, le=MAX_FILTERS, description="filters of each convolution")
     downsample: Literal["stride", "max_pool"] = Field(
         "stride", description="halve the image in each block by a stride of 2, or by 2x2 max-pooling"
+    )
+    pretrained: PathText | None = Field(
+        None, description="checkpoint to start from (a new head where its `task.ways` differs); unset: random weights"
     )
 
 

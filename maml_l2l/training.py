@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from maml_l2l import distributed
 from maml_l2l.algorithms import backbone_arguments, build_learner
-from maml_l2l.checkpoint import Checkpoint
+from maml_l2l.checkpoint import Checkpoint, load_checkpoint
 from maml_l2l.config import Experiment
 from maml_l2l.data.images import LabelledImages
 from maml_l2l.data.sources import class_split, load_data
@@ -175,11 +175,17 @@ def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, re
             refuse_used_folder(run_dir)
         # The first process reads it for all: there may be no folder that all machines share.
         saved = distributed.from_first(saved_state(run_dir, experiment) if resume and distributed.rank() == 0 else None)
+        pretrained = None
+        if saved is None and experiment.model.pretrained is not None:
+            path = experiment.model.pretrained
+            pretrained = distributed.from_first(load_checkpoint(path) if distributed.rank() == 0 else None)
         with distributed.one_a_machine_first():
             images = load_data(experiment.data)
         trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
         if saved is not None:
             trainer.restore(saved)
+        elif pretrained is not None:
+            pretrained.start(trainer.learner, trainer.backbone, trainer.split)
         with RunFolder(run_dir, experiment, saved, save_to) if distributed.rank() == 0 else NoRunFolder() as folder:
             if saved is None:
                 folder.save_last(trainer.checkpoint(with_optimizer=True))

@@ -182,3 +182,49 @@ def test_validation_tasks_are_the_same_each_time(experiment, tmp_path, monkeypat
     train(experiment(), tmp_path / "run")
     assert len(seen) == 2
     assert torch.equal(*seen)
+
+
+def test_a_run_starts_from_a_pretrained_checkpoint_and_goes_on_without_it(experiment, tmp_path):
+    train(experiment("algorithm.learn_inner_lr=true"), tmp_path / "first")
+    path = tmp_path / "first" / "last.pth"
+    trained = load_checkpoint(path)
+    options = ["algorithm.learn_inner_lr=true", "algorithm.inner_steps=2", "task.ways=2", f"model.pretrained={path}"]
+    images = load_data(experiment().data)
+    trainer = MetaTrainer(experiment(*options), images, class_split(experiment().data, images), torch.device("cpu"))
+    fresh = {name: weight.clone() for name, weight in trainer.learner.module.state_dict().items()}
+    trained.start(trainer.learner, trainer.backbone, trainer.split)
+    for name, weight in trainer.learner.module.state_dict().items():
+        assert torch.equal(weight, (fresh if name.startswith("head.") else trained.weights)[name])
+    assert torch.equal(trainer.learner.inner_lrs, trained.inner_lrs.expand(2, -1))
+    next(trainer.iterations())
+
+    train(experiment(*options, "train.iterations=1"), tmp_path / "second")
+    path.unlink()
+    second = load_checkpoint(tmp_path / "second" / "last.pth")
+    for name, weight in trainer.learner.module.state_dict().items():
+        assert torch.equal(second.weights[name], weight)
+    train(experiment(*options), tmp_path / "second", resume=True)
+    assert load_checkpoint(tmp_path / "second" / "last.pth").iteration == 6
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "used_with", "message"),
+    [
+        ([], ["model.filters=4"], "is a network of filters 8, and this run's is of filters 4. Give both the same, or"),
+        (["algorithm.learn_inner_lr=true"], [], "has learned step sizes, and this run learns none. Set algorithm.lea"),
+        (["data.split=finn"], ["data.split=alphabets"], r"was trained on \d+ of the classes that validate or test thi"),
+    ],
+    ids=["network", "step sizes", "classes"],
+)
+def test_a_pretrained_checkpoint_that_does_not_fit_is_refused(experiment, tmp_path, trained_with, used_with, message):
+    train(experiment(*trained_with), tmp_path / "first")
+    pretrained = f"model.pretrained={tmp_path / 'first' / 'last.pth'}"
+    with pytest.raises(UserError, match=f"^the checkpoint of model.pretrained {message}"):
+        train(experiment(*used_with, pretrained), tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_pretrained_checkpoint_that_is_not_there_is_refused(experiment, tmp_path):
+    with pytest.raises(UserError, match=r"there is no checkpoint nowhere\.pth"):
+        train(experiment("model.pretrained=nowhere.pth"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
