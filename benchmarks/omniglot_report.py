@@ -30,8 +30,8 @@ otherwise. "Learned" step sizes are one for each parameter tensor, part of the m
 al., 2019), where the paper has one fixed number. A run starts from random weights, or from those of an easier cell
 (`model.pretrained`; the head is new where the ways differ), trained on the same classes; the paper trains each cell
 from random weights, 60,000 meta-iterations of 32 tasks (5-way) or 16 (20-way). `support`: accuracy with each query
-normalised by the support images alone. Time: the whole training with validations, compiling included, without that of the network
-that it started from; a run of one thread shared the machine with another one.
+normalised by the support images alone. Time: the whole training with validations, compiling included, without that of
+the network that it started from; two runs shared the machine, a core and a thread each.
 """
 
 REPRODUCE = """\
