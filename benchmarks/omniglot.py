@@ -4,7 +4,7 @@
     python -m benchmarks.omniglot report
 
 `record` evaluates the best checkpoint of a finished run on the test classes, once, and writes what it found, with the
-command, time and machine of the training, to `benchmarks/results/omniglot/`; `--publish` also puts the checkpoint into
+config, time and machine of the training, to `benchmarks/results/omniglot/`; `--publish` also puts the checkpoint into
 `pretrained/`. `report` turns these files into `RESULTS.md`, its picture and the model cards.
 """
 
@@ -18,32 +18,19 @@ import subprocess
 from pathlib import Path
 
 from benchmarks import omniglot_report
-from benchmarks.omniglot_report import ROOT
+from benchmarks.omniglot_report import LOCAL, ROOT
 from maml_l2l import commands
 from maml_l2l.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from maml_l2l.config import Experiment, documented_keys, load_experiment, with_overrides
+from maml_l2l.config import Experiment, documented_keys, with_overrides
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import evaluate_checkpoint
 from maml_l2l.reporting import evaluation_json, evaluation_protocol, write_json
 from maml_l2l.run_folder import BEST, LAST, SESSIONS
 
-# What changes where and how fast a run goes, and is another on a reader's machine.
-LOCAL = ("data.root", "data.source", "data.verify", "run.threads", "train.checkpoint_every")
-
 
 def cell(experiment: Experiment) -> str:
     """The paper's name of a task size, as in the names of the configs: `5w1s`."""
     return f"{experiment.task.ways}w{experiment.task.shots}s"
-
-
-def training_command(experiment: Experiment, config: str) -> str:
-    """The command that trains `experiment` from the file `config`, relative to the repository."""
-    usual, settings = load_experiment(ROOT / config), []
-    for section, name, _ in documented_keys():
-        found, expected = (getattr(getattr(values, section), name) for values in (experiment, usual))
-        if found != expected and f"{section}.{name}" not in LOCAL:
-            settings.append(f" {section}.{name}={json.dumps(found) if isinstance(found, bool) else found}")
-    return f"python -m maml_l2l.train --config {config}" + (f" --set{''.join(settings)}" if settings else "")
 
 
 def evaluations(checkpoint: Checkpoint, experiment: Experiment) -> dict:
@@ -69,10 +56,11 @@ def record(run_dir: Path, publish: bool) -> None:
             f"Finish it first: python -m maml_l2l.train --resume {run_dir}"
         )
     order, seed = experiment.algorithm.order, experiment.run.seed
-    path = omniglot_report.RESULTS / f"{cell(experiment)}_{order}_seed{seed}.json"
+    pretrained = experiment.model.pretrained
+    start = "" if pretrained is None else f"_from_{Path(pretrained).stem}"
+    path = omniglot_report.RESULTS / f"{cell(experiment)}_{order}_seed{seed}{start}.json"
     if path.exists():
         raise UserError(f"{path} holds the figures of such a run already, and test classes are used once. Remove it.")
-    config = f"configs/omniglot_{cell(experiment)}.yaml"
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -81,7 +69,6 @@ def record(run_dir: Path, publish: bool) -> None:
         "cell": cell(experiment),
         "order": order,
         "seed": seed,
-        "command": training_command(experiment, config),
         "commit": commit.stdout.strip(),
         "iteration": best.iteration,
         "val_accuracy": best.validation_accuracy,

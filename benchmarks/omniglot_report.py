@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from benchmarks import common
+from maml_l2l.config import documented_keys, load_experiment, parse_experiment
 from maml_l2l.machine import describe
 
 ROOT = Path(__file__).parents[1]
@@ -14,6 +15,9 @@ RESULTS, PRETRAINED = ROOT / "benchmarks" / "results" / "omniglot", ROOT / "pret
 PUBLISHED, PICTURE = RESULTS / "published.json", RESULTS / "accuracy.png"
 CELLS = {"5w1s": "5-way 1-shot", "5w5s": "5-way 5-shot", "20w1s": "20-way 1-shot", "20w5s": "20-way 5-shot"}
 NOT_YET = "not trained yet"
+
+# Keys of a config that change where and how fast a run goes, and have other values on a reader's machine.
+LOCAL = ("data.root", "data.source", "data.verify", "run.threads", "train.checkpoint_every")
 
 INTRODUCTION = """\
 # Omniglot: the paper's table
@@ -88,9 +92,9 @@ The checkpoint has the licence of this project (MIT). Omniglot is published unde
 
 
 def load_results() -> list[dict]:
-    """All recorded runs, in the order of the paper's cells, second order before first, by seed."""
+    """All recorded runs, in the order of the paper's cells, second order before first, by seed and start."""
     found = [json.loads(path.read_text()) for path in RESULTS.glob("*_seed*.json")]
-    return sorted(found, key=lambda run: (list(CELLS).index(run["cell"]), run["order"] == "first", run["seed"]))
+    return sorted(found, key=lambda run: (list(CELLS).index(run["cell"]), run["order"] == "first", _origin(run)))
 
 
 def figure(run: dict, normalisation: str = "batch") -> str:
@@ -113,10 +117,26 @@ def _published(accuracy: dict | None) -> str:
     return f"{accuracy['mean']}" + (f" +- {accuracy['ci95']}" if "ci95" in accuracy else "")
 
 
-def _start(run: dict) -> str:
-    """What the weights of a run were before its first meta-iteration."""
-    pretrained = run["config"]["model"].get("pretrained")
-    return "random weights" if pretrained is None else f"`{pretrained}`"
+def _start(run: dict) -> str | None:
+    """The checkpoint that a run started from; None: from random weights."""
+    return run["config"]["model"].get("pretrained")
+
+
+def _origin(run: dict) -> str:
+    """The seed of a run, and the name of the network that it started from."""
+    start = _start(run)
+    return f"seed {run['seed']}" + (f", from {Path(start).stem.removeprefix('omniglot_')}" if start else "")
+
+
+def training_command(run: dict) -> str:
+    """The command that trains the network of `run`, from the config of its cell as that is now."""
+    config = f"configs/omniglot_{run['cell']}.yaml"
+    experiment, usual, settings = parse_experiment(run["config"], "the run"), load_experiment(ROOT / config), []
+    for section, name, _ in documented_keys():
+        found, expected = (getattr(getattr(values, section), name) for values in (experiment, usual))
+        if found != expected and f"{section}.{name}" not in LOCAL:
+            settings.append(f" {section}.{name}={found if isinstance(found, str) else json.dumps(found)}")
+    return f"python -m maml_l2l.train --config {config}" + (f" --set{''.join(settings)}" if settings else "")
 
 
 def duration(seconds: float) -> str:
@@ -131,23 +151,22 @@ def _comparison(runs: list[dict], published: list[dict], order: str) -> str:
     rows = []
     for cell, name in CELLS.items():
         ours = [run for run in runs if (run["cell"], run["order"]) == (cell, order)]
-        figures = ", ".join(f"{figure(run)} (seed {run['seed']})" for run in ours)
+        figures = ", ".join(f"{figure(run)} ({_origin(run)})" for run in ours)
         rows.append([name, *(_published(one["accuracy"].get(cell)) for one in others), figures or NOT_YET])
     return common.table(["task", *(one["name"] for one in others), "maml_l2l"], rows)
 
 
 def _runs(runs: list[dict]) -> str:
     """How each run was trained, and its accuracy under the other reading of normalisation."""
-    header = ["run", "`support`", "started from", "meta-iterations x tasks", "best at", "inner steps", "step sizes"]
+    header = ["run", "`support`", "meta-iterations x tasks", "best at", "inner steps", "step sizes"]
     header += ["time", "machine"]
     rows = []
     for run in runs:
         algorithm, train = run["config"]["algorithm"], run["config"]["train"]
         rows.append(
             [
-                f"{run['cell']}, {run['order']} order, seed {run['seed']}",
+                f"{run['cell']}, {run['order']} order, {_origin(run)}",
                 figure(run, "support"),
-                _start(run),
                 f"{train['iterations']:,} x {train['meta_batch']}",
                 f"{run['iteration']:,}",
                 algorithm["inner_steps"],
@@ -162,7 +181,7 @@ def _runs(runs: list[dict]) -> str:
 def results_markdown(runs: list[dict], published: list[dict]) -> str:
     """The text of `RESULTS.md`."""
     sources = "\n".join(f"- {one['name']}: {one['source']}." for one in published)
-    commands = "\n".join(f"    {run['command']}  # commit {run['commit']}" for run in runs)
+    commands = "\n".join(f"    {training_command(run)}  # commit {run['commit']}" for run in runs)
     return "\n".join(
         [
             INTRODUCTION,
@@ -171,7 +190,7 @@ def results_markdown(runs: list[dict], published: list[dict]) -> str:
             f"![accuracy of every run beside the published ones]({PICTURE.relative_to(ROOT)})\n",
             f"Published figures:\n\n{sources}\n",
             f"## The runs\n\n{SETTINGS}\n{_runs(runs)}\n",
-            f"The command of each row, in this order:\n\n{commands}\n",
+            f"The command of each row, in this order, with the configs as they are now:\n\n{commands}\n",
             REPRODUCE,
         ]
     )
@@ -191,10 +210,10 @@ def model_card(run: dict) -> str:
         accuracy=figure(run),
         kilobytes=round((PRETRAINED / f"{name}.pth").stat().st_size / 1000),
         sha=run["published_sha256"],
-        command=run["command"],
+        command=training_command(run),
         commit=run["commit"],
         time=duration(run["seconds"]),
-        start=_start(run),
+        start=f"`{_start(run)}`" if _start(run) else "random weights",
         machine=describe(run["sessions"][-1]),
         iteration=run["iteration"],
         val_accuracy=run["val_accuracy"],
@@ -217,7 +236,7 @@ def plot(runs: list[dict], published: list[dict], path: Path) -> None:
         for run in runs:
             if run["cell"] == cell:
                 color = "C0" if run["order"] == "second" else "C1"
-                points.append((f"maml_l2l, {run['order']} order, seed {run['seed']}", _accuracy(run), color))
+                points.append((f"maml_l2l, {run['order']} order, {_origin(run)}", _accuracy(run), color))
         for place, (_, accuracy, color) in enumerate(points):
             options = {"fmt": "o", "capsize": 3, "markersize": 4, "color": color}
             axes.errorbar(accuracy["mean"], -place, xerr=accuracy.get("ci95"), **options)

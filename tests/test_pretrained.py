@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import omniglot, omniglot_report
 from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
-from maml_l2l.config import load_experiment, with_overrides
+from maml_l2l.config import load_experiment, parse_experiment, with_overrides
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import evaluate_checkpoint
 from maml_l2l.training import train
@@ -82,10 +82,9 @@ def test_a_finished_run_is_recorded_published_and_reported(glyphs_root, recorded
     train(experiment, recorded / "run")
     omniglot.record(recorded / "run", publish=True)
     (run,) = omniglot_report.load_results()
-    assert run["command"].startswith("python -m maml_l2l.train --config configs/omniglot_5w1s.yaml --set data.name=gl")
-    again = load_experiment(
-        omniglot_report.ROOT / "configs/omniglot_5w1s.yaml", run["command"].split(" --set ")[1].split()
-    )
+    command = omniglot_report.training_command(run)
+    assert command.startswith("python -m maml_l2l.train --config configs/omniglot_5w1s.yaml --set data.name=glyphs ")
+    again = load_experiment(omniglot_report.ROOT / "configs/omniglot_5w1s.yaml", command.split(" --set ")[1].split())
     assert with_overrides(again, {"data.root": str(glyphs_root), "train.checkpoint_every": 4}, "the test") == experiment
     best = load_checkpoint(recorded / "run" / "best.pth")
     expected = evaluate_checkpoint(best, experiment, "test")
@@ -97,6 +96,28 @@ def test_a_finished_run_is_recorded_published_and_reported(glyphs_root, recorded
     omniglot_report.plot([run], json.loads(omniglot_report.PUBLISHED.read_text()), recorded / "x.png")
     with pytest.raises(UserError, match=r"5w1s_second_seed0.json holds the figures of such a run already, and test"):
         omniglot.record(recorded / "run", publish=False)
+
+
+def test_a_run_that_starts_from_another_is_recorded_beside_one_that_does_not(glyphs_root, recorded):
+    tiny = [*TINY, "task.ways=5", "eval.tasks=2", "eval.steps=1", f"data.root={glyphs_root}"]
+    train(load_experiment(None, tiny), recorded / "run")
+    train(load_experiment(None, [*tiny, f"model.pretrained={recorded / 'run' / 'best.pth'}"]), recorded / "second")
+    for name in ("run", "second"):
+        omniglot.record(recorded / name, publish=False)
+    names = ["5w1s_second_seed0.json", "5w1s_second_seed0_from_best.json"]
+    assert sorted(path.name for path in (recorded / "results").iterdir()) == names
+    text = omniglot_report.results_markdown(omniglot_report.load_results(), [])
+    assert all(f"| 5w1s, second order, seed 0{start} " in text for start in ("", ", from best"))
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run['cell']}-{run['order']}-{run['seed']}")
+def test_the_stated_command_has_the_config_of_the_recorded_run(run):
+    _, _, options = omniglot_report.training_command(run).partition(" --config ")
+    config, _, settings = options.partition(" --set ")
+    stated = load_experiment(omniglot_report.ROOT / config, settings.split())
+    found = parse_experiment(run["config"], "the run")
+    local = {key: getattr(getattr(found, key.split(".")[0]), key.split(".")[1]) for key in omniglot_report.LOCAL}
+    assert with_overrides(stated, local, "the test") == found
 
 
 def test_an_unfinished_run_is_not_recorded(glyphs_root, recorded):
