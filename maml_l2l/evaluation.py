@@ -64,9 +64,9 @@ def evaluate(
     with tqdm(total=tasks, unit="task", desc="evaluation", disable=hidden) as bar:
         for start in starts[distributed.rank() :: distributed.processes()]:
             batch = stream.batch(start, min(_TASKS_AT_ONCE, tasks - start)).to(device)
-            logits = learner.adapt_and_score(batch, steps, normalisation)
+            logits = [learner.adapt_and_score(chunk, steps, normalisation) for chunk in learner.chunks(batch)]
             labels = batch.query_labels.expand(len(steps), -1, -1)
-            parts.append(Scores(*(part.cpu().double() for part in score(logits, labels))))
+            parts.append(Scores(*(part.cpu().double() for part in score(torch.cat(logits, dim=1), labels))))
             bar.update(len(batch) * distributed.processes())
     shares = distributed.from_all(parts)
     parts = [shares[number % len(shares)][number // len(shares)] for number in range(len(starts))]

@@ -1,5 +1,6 @@
 """The protocol: figures against their definitions, overrides, refusals, reports."""
 
+import dataclasses
 import json
 import math
 import statistics
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from maml_l2l import reporting
+from maml_l2l.algorithms import VectorizedMAML
 from maml_l2l.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment, with_overrides
 from maml_l2l.errors import UserError
@@ -87,6 +89,21 @@ def test_an_untrained_network_without_adaptation_is_at_chance(checkpoint):
     stream = task_stream(experiment, load_data(experiment.data), checkpoint.split, "test")
     evaluation = evaluate(fresh, stream, tasks=300, steps=[0], device=torch.device("cpu"))
     assert evaluation.mean()[0] == pytest.approx(100 / 3, abs=5)
+
+
+def test_task_chunk_bounds_what_is_worked_on_at_once_and_changes_no_figure(checkpoint, monkeypatch):
+    expected = run(checkpoint)
+    seen, adapt_and_score = [], VectorizedMAML.adapt_and_score
+
+    def spy(self, tasks, *arguments):
+        seen.append(len(tasks))
+        return adapt_and_score(self, tasks, *arguments)
+
+    monkeypatch.setattr(VectorizedMAML, "adapt_and_score", spy)
+    algorithm = checkpoint.config["algorithm"] | {"task_chunk": 3}
+    found = run(dataclasses.replace(checkpoint, config=checkpoint.config | {"algorithm": algorithm}))
+    assert seen == [3, 3, 3, 3, 3, 3, 2]
+    torch.testing.assert_close(found.losses, expected.losses)
 
 
 def test_fewer_ways_are_served_and_more_are_refused(checkpoint):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,13 +74,17 @@ class MetaLearner(MAML):
         """
         parameters = list(self.parameters())
         totals, parts = [torch.zeros_like(parameter) for parameter in parameters], []
-        for chunk in tasks.chunks(self.task_chunk or self._default_chunk(tasks)):
+        for chunk in self.chunks(tasks):
             gradients, scores = self._chunk_gradient(chunk, inner_steps, normalisation)
             torch._foreach_add_(totals, gradients)
             parts.append(scores)
         for parameter, total in zip(parameters, totals, strict=True):
             parameter.grad = total.div_(len(tasks))
         return Scores(*map(torch.cat, zip(*parts, strict=True)))
+
+    def chunks(self, tasks: TaskBatch) -> Iterator[TaskBatch]:
+        """`tasks` in parts of `task_chunk`, which bounds the memory that working on one takes."""
+        return tasks.chunks(self.task_chunk or self._default_chunk(tasks))
 
     def _default_chunk(self, tasks: TaskBatch) -> int:
         return 1
