@@ -236,7 +236,7 @@ def plot(runs: list[dict], published: list[dict], path: Path) -> None:
         for run in runs:
             if run["cell"] == cell:
                 color = "C0" if run["order"] == "second" else "C1"
-                points.append((f"maml_l2l, {run['order']} order, {_origin(run)}", _accuracy(run), color))
+                points.append((f"{run['order']} order, {_origin(run)}", _accuracy(run), color))
         for place, (_, accuracy, color) in enumerate(points):
             options = {"fmt": "o", "capsize": 3, "markersize": 4, "color": color}
             axes.errorbar(accuracy["mean"], -place, xerr=accuracy.get("ci95"), **options)
