@@ -145,6 +145,13 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
+def effort(run: dict) -> str:
+    """How long a run took, and on how many cores."""
+    session = run["sessions"][-1]
+    cores = session["processes"] * session["threads"]
+    return f"{duration(run['seconds'])} on {'one core' if cores == 1 else f'{cores} cores'}"
+
+
 def _comparison(runs: list[dict], published: list[dict], order: str) -> str:
     """The paper's table for one order: what others published, and our runs."""
     others = [one for one in published if one["order"] == order]
@@ -212,7 +219,7 @@ def model_card(run: dict) -> str:
         sha=run["published_sha256"],
         command=training_command(run),
         commit=run["commit"],
-        time=duration(run["seconds"]),
+        time=effort(run),
         start=f"`{_start(run)}`" if _start(run) else "random weights",
         machine=describe(run["sessions"][-1]),
         iteration=run["iteration"],

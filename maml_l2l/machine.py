@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from maml_l2l import distributed
+
 _PACKAGES = ("maml_l2l", "torch", "torchvision", "learn2learn", "numpy", "pydantic", "pyyaml", "pillow")
 
 
@@ -24,13 +26,14 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict:
-    """Processor, cores, PyTorch's threads, the GPU where there is one, and `versions`."""
+    """Processor, cores, processes, PyTorch's threads in each of them, the GPU where there is one, and `versions`."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
-    found = {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions()}
+    work = {"processes": distributed.processes(), "threads": torch.get_num_threads()}
+    found = {"processor": name, "cores": os.cpu_count(), **work, "versions": versions()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
@@ -39,5 +42,7 @@ def machine() -> dict:
 def describe(found: dict) -> str:
     """`machine()` in one line."""
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    if found["processes"] > 1:
+        threads = f"{found['processes']} processes of {threads}"
     device = found.get("gpu", f"{found['processor']}, {found['cores']} cores, {threads}")
     return f"{device}; Python {found['versions']['python']}, torch {found['versions']['torch']}"

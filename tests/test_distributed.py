@@ -1,5 +1,6 @@
 """Several processes: the same meta-gradient, the same figures, one writer, and a job that survives a worker."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from maml_l2l.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.errors import UserError
+from maml_l2l.machine import describe
 from maml_l2l.training import MetaTrainer, train
 from tests.test_resume import same_state, wait_for_metrics
 from tests.test_training import TINY, metrics
@@ -97,6 +99,9 @@ def test_two_processes_train_as_one_does_and_only_the_first_writes(overrides, tm
     train(load_experiment(None, settings), tmp_path / "one")
     assert in_processes(2, tmp_path / "meeting", train_and_list, settings, tmp_path / "two") == [0, 1]
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    (session,) = json.loads((tmp_path / "two" / "sessions.json").read_text())
+    assert session["processes"] == 2
+    assert ", 2 processes of 1 thread; " in describe(session)
     for found, expected in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
         assert found == pytest.approx(expected, rel=1e-3)
     one, two = (load_checkpoint(tmp_path / name / "last.pth").weights for name in ("one", "two"))

@@ -63,8 +63,7 @@ def test_the_header_of_a_config_states_its_recorded_accuracy(run):
 
 @pytest.mark.parametrize("run", PRETRAINED.values(), ids=lambda run: run["cell"])
 def test_the_readme_states_the_accuracy_and_time_of_a_published_checkpoint(run):
-    time = omniglot_report.duration(run["seconds"])
-    row = f"| {omniglot_report.figure(run)} | {time} on one core | [omniglot_{run['cell']}.pth]"
+    row = f"| {omniglot_report.figure(run)} | {omniglot_report.effort(run)} | [omniglot_{run['cell']}.pth]"
     assert row in (omniglot_report.ROOT / "README.md").read_text()
 
 

@@ -51,7 +51,7 @@ def test_the_run_folder_holds_everything(experiment, tmp_path):
     assert yaml.safe_load((folder / "config.yaml").read_text()) == experiment().model_dump()
     (session,) = json.loads((folder / "sessions.json").read_text())
     assert (session["from"], session["to"]) == (0, 6)
-    assert session["threads"] == torch.get_num_threads()
+    assert (session["processes"], session["threads"]) == (1, torch.get_num_threads())
     assert session["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     lines = metrics(folder)
     assert [line["iteration"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
