@@ -29,13 +29,13 @@ tasks; the test classes were used once for each, at the end, for the figures bel
 """
 
 SETTINGS = """\
-All of them: `Conv4` of 64 filters with stride 2, Adam at 3e-3 with cosine decay to zero, second order unless said
-otherwise. "Learned" step sizes are one for each parameter tensor, part of the meta-learned initialisation (Antoniou et
-al., 2019), where the paper has one fixed number. A run starts from random weights, or from those of an easier cell
-(`model.pretrained`; the head is new where the ways differ), trained on the same classes; the paper trains each cell
-from random weights, 60,000 meta-iterations of 32 tasks (5-way) or 16 (20-way). `support`: accuracy with each query
-normalised by the support images alone. Time: the whole training with validations, compiling included, without that of
-the network that it started from; two runs shared the machine, a core and a thread each.
+All of them: `Conv4` of 64 filters with stride 2, Adam at `meta_lr` with cosine decay to zero. "Learned" step sizes
+are one for each parameter tensor, part of the meta-learned initialisation (Antoniou et al., 2019), where the paper
+has one fixed number. A run starts from random weights, or from those of an easier cell (`model.pretrained`; the head
+is new where the ways differ), trained on the same classes; the paper trains each cell from random weights, 60,000
+meta-iterations of 32 tasks (5-way) or 16 (20-way), Adam at 1e-3. `support`: accuracy with each query normalised by
+the support images alone. Time: the whole training with validations, compiling included, without that of the network
+that it started from; two runs of one thread shared the machine, a core each.
 """
 
 REPRODUCE = """\
@@ -165,7 +165,7 @@ def _comparison(runs: list[dict], published: list[dict], order: str) -> str:
 
 def _runs(runs: list[dict]) -> str:
     """How each run was trained, and its accuracy under the other reading of normalisation."""
-    header = ["run", "`support`", "meta-iterations x tasks", "best at", "inner steps", "step sizes"]
+    header = ["run", "`support`", "meta-iterations x tasks", "`meta_lr`", "best at", "inner steps", "step sizes"]
     header += ["time", "machine"]
     rows = []
     for run in runs:
@@ -175,6 +175,7 @@ def _runs(runs: list[dict]) -> str:
                 f"{run['cell']}, {run['order']} order, {_origin(run)}",
                 figure(run, "support"),
                 f"{train['iterations']:,} x {train['meta_batch']}",
+                train["meta_lr"],
                 f"{run['iteration']:,}",
                 algorithm["inner_steps"],
                 "learned" if algorithm["learn_inner_lr"] else algorithm["inner_lr"],
