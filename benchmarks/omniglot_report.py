@@ -59,8 +59,9 @@ MAML for {cell_name} classification of handwritten characters, second order: {ac
 - Data: Omniglot, 28x28, ink 1, paper 0, the split `finn`: 1,100 characters to train, 100 to validate, 423 to test, by
   name in the file. Classes are rotated by multiples of 90 degrees, in every split.
 - Trained by `{command}` (commit {commit}):
-  {iterations:,} meta-iterations of {meta_batch} tasks in {time}, from {start}; the checkpoint of meta-iteration
-  {iteration:,} was the best on {validate_tasks:,} validation tasks ({val_accuracy:.2f} %). Machine: {machine}.
+  {iterations:,} meta-iterations of {meta_batch} tasks in {time}, from {start};
+  the checkpoint of meta-iteration {iteration:,} was the best on {validate_tasks:,} validation tasks ({val_accuracy:.2f} %).
+  Machine: {machine}.
 
 ## Accuracy
 
