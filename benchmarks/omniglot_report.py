@@ -60,8 +60,8 @@ MAML for {cell_name} classification of handwritten characters, second order: {ac
   name in the file. Classes are rotated by multiples of 90 degrees, in every split.
 - Trained by `{command}` (commit {commit}):
   {iterations:,} meta-iterations of {meta_batch} tasks in {time}, from {start};
-  the checkpoint of meta-iteration {iteration:,} was the best on {validate_tasks:,} validation tasks ({val_accuracy:.2f} %).
-  Machine: {machine}.
+  the checkpoint of meta-iteration {iteration:,} was the best on {validate_tasks:,} validation tasks ({val_accuracy:.2f}
+  %). Machine: {machine}.
 
 ## Accuracy
 
