@@ -75,9 +75,11 @@ class Checkpoint:
     def start(self, learner: MetaLearner, backbone: dict[str, Any], split: ClassSplit) -> None:
         """Give `learner`, the new one of a run with `backbone` and `split`, these weights and step sizes to start from.
 
-        A head of other ways stays as it is. Inner steps beyond those that this checkpoint has learned start from its
-        last. Raises `UserError` where the networks differ in more than the ways, where step sizes were learned and the
-        run learns none, and where this checkpoint was trained on classes that the run validates or tests on.
+        Of a head of more ways the first outputs are taken, as in evaluating fewer classes; for more ways than this
+        checkpoint has, the head of `learner` stays as it is. Inner steps beyond those that this checkpoint has learned
+        start from its last. Raises `UserError` where the networks differ in more than the ways, where step sizes were
+        learned and the run learns none, and where this checkpoint was trained on classes that the run validates or
+        tests on.
         """
         mine, wanted = ({**arguments, "ways": None} for arguments in (self.backbone, backbone))
         seen = sorted(set(self.split["train"]).intersection(split["val"] + split["test"]))
@@ -96,7 +98,8 @@ class Checkpoint:
         if problem:
             raise UserError(f"the checkpoint of model.pretrained {problem}, or start from another checkpoint.")
         fresh = learner.module.state_dict()
-        taken = {name: weight for name, weight in self.weights.items() if weight.shape == fresh[name].shape}
+        cut = {name: weight[: len(fresh[name])] for name, weight in self.weights.items()}
+        taken = {name: weight for name, weight in cut.items() if weight.shape == fresh[name].shape}
         learner.module.load_state_dict(fresh | taken)
         if self.inner_lrs is not None:
             last = len(self.inner_lrs) - 1

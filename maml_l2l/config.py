@@ -116,7 +116,7 @@ class Model(_Section):
         "stride", description="halve the image in each block by a stride of 2, or by 2x2 max-pooling"
     )
     pretrained: PathText | None = Field(
-        None, description="checkpoint to start from (a new head where its `task.ways` differs); unset: random weights"
+        None, description="checkpoint to start from (a new head where its `task.ways` is less); unset: random weights"
     )
 
 
