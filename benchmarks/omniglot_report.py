@@ -25,14 +25,14 @@ INTRODUCTION = """\
 Accuracy in % on 1,000 tasks of the 423 test characters of the split `finn`, none of which training or validation saw,
 after as many inner steps as in training; as many queries a class as shots, classes rotated, queries normalised by their
 own batch as in the paper; +- is the 95 % interval over the tasks. The checkpoint of each run is the best on validation
-tasks; the test classes were used once for each, at the end, for the figures below.
+tasks; the test classes were used once for each, at the end, for the figures below. A seed is also that of the tasks.
 """
 
 SETTINGS = """\
 All of them: `Conv4` of 64 filters with stride 2, Adam at `meta_lr` with cosine decay to zero. "Learned" step sizes
 are one for each parameter tensor, part of the meta-learned initialisation (Antoniou et al., 2019), where the paper
 has one fixed number. A run starts from random weights, or from those of an easier cell (`model.pretrained`; the head
-is new where the ways differ), trained on the same classes; the paper trains each cell from random weights, 60,000
+is new for more ways), trained on the same classes; the paper trains each cell from random weights, 60,000
 meta-iterations of 32 tasks (5-way) or 16 (20-way), Adam at 1e-3. `support`: accuracy with each query normalised by
 the support images alone. Time: the whole training with validations, compiling included, without that of the network
 that it started from; two runs of one thread shared the machine, a core each.
