@@ -10,7 +10,7 @@ import torch
 
 from maml_l2l.algorithms import MetaLearner, build_learner
 from maml_l2l.checkpoint_validation import checked_contents
-from maml_l2l.config import Experiment, parse_experiment
+from maml_l2l.config import Algorithm, Experiment, parse_experiment
 from maml_l2l.config_problems import shown
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.errors import UserError
@@ -33,6 +33,7 @@ class Checkpoint:
     optimizer: the outer loop's state dict, None in `best.pth`.
     inner_lrs: (inner steps, parameter tensors) learned step sizes, None where the config does not learn them.
     best_accuracy: percent, the highest validation accuracy so far.  metrics_bytes: size of `metrics.jsonl` then.
+    earlier_classes: names of the classes that trained the network of `model.pretrained`, and those before it.
     """
 
     config: dict[str, dict[str, Any]]
@@ -45,11 +46,17 @@ class Checkpoint:
     inner_lrs: torch.Tensor | None = None
     best_accuracy: float | None = None
     metrics_bytes: int = 0
+    earlier_classes: tuple[str, ...] = ()
 
     @property
     def experiment(self) -> Experiment:
         """The validated configuration."""
         return parse_experiment(self.config, origin="the checkpoint's config")
+
+    @property
+    def training_classes(self) -> tuple[str, ...]:
+        """Names of all classes that these weights were ever trained on, in order."""
+        return tuple(sorted({*self.split["train"], *self.earlier_classes}))
 
     def check_ways(self, ways: int) -> None:
         """Raise `UserError` where the head has fewer outputs than a task of `ways` classes needs."""
@@ -60,9 +67,9 @@ class Checkpoint:
                 f"Use fewer classes, or train with task.ways={ways}."
             )
 
-    def learner(self) -> MetaLearner:
-        """The engine that the config names, with these weights."""
-        learner = build_learner(self.experiment.algorithm, self.backbone)
+    def learner(self, algorithm: Algorithm | None = None) -> MetaLearner:
+        """The engine that `algorithm` (None: that of the config) names, with these weights."""
+        learner = build_learner(algorithm or self.experiment.algorithm, self.backbone)
         self.restore(learner)
         return learner
 
@@ -82,7 +89,7 @@ class Checkpoint:
         tests on.
         """
         mine, wanted = ({**arguments, "ways": None} for arguments in (self.backbone, backbone))
-        seen = sorted(set(self.split["train"]).intersection(split["val"] + split["test"]))
+        seen = sorted(set(self.training_classes).intersection(split["val"] + split["test"]))
         problem = None
         if mine != wanted:
             differing = [key for key in wanted if mine[key] != wanted[key]]

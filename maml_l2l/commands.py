@@ -11,15 +11,15 @@ from typing import NoReturn
 from maml_l2l.errors import Stopped, UserError
 
 
-def add_set_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--set KEY=VALUE ...`, which may be given many times."""
+def add_set_option(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add `--set KEY=VALUE ...`, which may be given many times; `example` is one of them."""
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
         nargs="+",
         action="extend",
         default=[],
-        help="override config keys, e.g. train.iterations=2000",
+        help=f"override config keys, e.g. {example}",
     )
 
 

@@ -5,32 +5,19 @@ Every key is documented here and nowhere else; the README's table is printed by 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
-from maml_l2l.config_problems import describe_problems
+from maml_l2l.config_problems import checked_path, describe_problems
 from maml_l2l.errors import UserError
 from maml_l2l.yaml_values import apply_override, read_yaml
 
-
-def _path_text(text: str) -> str:
-    try:
-        possible = text and b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        possible = False
-    if not possible:
-        raise PydanticCustomError("path", "Input should be a path that a file can have")
-    return text
-
-
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PathText = Annotated[str, AfterValidator(_path_text)]
+PathText = Annotated[str, AfterValidator(checked_path)]
 
 MAX_WAYS, MAX_FILTERS = 10_000, 1024  # so that no number in a file makes a network that no machine holds
 
@@ -244,6 +231,13 @@ def documented_keys() -> Iterable[tuple[str, str, Any]]:
     for section, field in Experiment.model_fields.items():
         for name, key_field in field.annotation.model_fields.items():
             yield section, name, key_field
+
+
+def changed_keys(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
+    """`{"section.key": (old value, new value)}` of the keys in which they differ, in the order of the file."""
+    keys = ((section, name) for section, name, _ in documented_keys())
+    values = {f"{s}.{name}": tuple(getattr(getattr(one, s), name) for one in (old, new)) for s, name in keys}
+    return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
 
 
 def keys_as_markdown() -> str:

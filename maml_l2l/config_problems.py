@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 from collections.abc import Sequence
 from typing import Any
+
+from pydantic_core import PydanticCustomError
 
 _MOST = 10  # problems named in one message
 
@@ -66,3 +69,14 @@ def _nearest_key(location: list[str], known: Sequence[str]) -> str:
         near = difflib.get_close_matches(".".join(location), known, n=1, cutoff=0.75) or by_name
         near = near or difflib.get_close_matches(".".join(location), known, n=1)
     return f" (did you mean `{near[0]}`?)" if near else f" (known sections: {', '.join(sections)})"
+
+
+def checked_path(text: str) -> str:
+    """`text`, for pydantic, which must be a path that a file can have."""
+    try:
+        possible = text and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise PydanticCustomError("path", "Input should be a path that a file can have")
+    return text

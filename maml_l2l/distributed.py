@@ -7,6 +7,7 @@ from the same seed and take the same steps along the same, summed meta-gradient.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,6 +34,12 @@ def rank() -> int:
 def restarted() -> bool:
     """Whether `torchrun --max-restarts` has started this process again after one had died."""
     return _restarts() > 0
+
+
+def job() -> str | None:
+    """What all starts of one torchrun have in common, and no other has; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name  # "none": nobody has named it
 
 
 def _restarts() -> int:

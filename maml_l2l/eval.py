@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--n_query", type=int, help="query images a class (default: as trained)")
     parser.add_argument("--steps", type=int, help="inner steps (default: the checkpoint's eval.steps)")
     parser.add_argument("--normalisation", choices=["batch", "support"], help="statistics used (default: as trained)")
-    commands.add_set_option(parser)
+    commands.add_set_option(parser, example="data.invert=true")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw accuracy against inner steps")
     arguments = parser.parse_args()
@@ -33,8 +33,10 @@ def main() -> None:
     from maml_l2l.evaluation import evaluate_checkpoint
 
     checkpoint = load_checkpoint(arguments.model)
-    overrides = _overrides(arguments)
-    experiment = with_overrides(checkpoint.experiment, overrides, "the command line", arguments.set)
+    trained = checkpoint.experiment
+    here = trained.run.model_copy(update={"device": "auto", "threads": None})  # the machine that trained it is another
+    trained = trained.model_copy(update={"run": here})
+    experiment = with_overrides(trained, _overrides(arguments), "the command line", arguments.set)
     evaluation = evaluate_checkpoint(checkpoint, experiment, arguments.split)
     if not commands.is_first_process():
         return

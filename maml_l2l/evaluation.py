@@ -12,7 +12,7 @@ from tqdm import tqdm
 from maml_l2l import distributed
 from maml_l2l.algorithms.meta_learner import MetaLearner, Scores, score
 from maml_l2l.checkpoint import Checkpoint
-from maml_l2l.config import Experiment
+from maml_l2l.config import Experiment, changed_keys
 from maml_l2l.data.images import LabelledImages
 from maml_l2l.data.sources import load_data
 from maml_l2l.data.splits import unseen_classes
@@ -21,6 +21,11 @@ from maml_l2l.errors import UserError
 from maml_l2l.tasks import TaskStream, task_stream
 
 _TASKS_AT_ONCE = 50
+
+# Keys that an evaluation takes from its own config; the others are the checkpoint's, which they have made.
+_OWN_SECTIONS = ("data", "task", "eval")
+_OWN = ("algorithm.engine", "algorithm.task_chunk", "algorithm.normalisation", "run.seed", "run.device", "run.threads")
+_SPLIT_ONCE = ("data.split", "data.val_fraction", "data.test_fraction", "data.split_seed")
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,10 @@ def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: s
     """Evaluate `checkpoint` on its own `split`, with the data, task sizes, steps and normalisation of `experiment`.
 
     Data that share no class with the checkpoint's split are evaluated whole, which is said. Raises `UserError` where
-    the head has fewer outputs than `task.ways`, or where the data do not hold the classes or have other channels.
+    `experiment` changes a key that has no effect here, where the head has fewer outputs than `task.ways`, or where the
+    data do not hold the classes or have other channels.
     """
+    _check_changes(checkpoint.experiment, experiment)
     checkpoint.check_ways(experiment.task.ways)
     device = choose_device(experiment.run)
     with distributed.process_group(device):
@@ -87,7 +94,7 @@ def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: s
             images = load_data(experiment.data)
         stream = _stream(checkpoint, experiment, images, split)
         steps = range(experiment.eval.steps + 1)
-        learner = checkpoint.learner().to(device)
+        learner = checkpoint.learner(experiment.algorithm).to(device)
         return evaluate(
             learner,
             stream,
@@ -99,13 +106,25 @@ def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: s
         )
 
 
+def _check_changes(trained: Experiment, wanted: Experiment) -> None:
+    for key, (old, new) in changed_keys(trained, wanted).items():
+        own = key in _OWN or (key.partition(".")[0] in _OWN_SECTIONS and key not in _SPLIT_ONCE)
+        if not own:
+            raise UserError(
+                f"the checkpoint was trained with `{key}` {old!r}, which an evaluation cannot change, found {new!r}. "
+                "Leave it out, or train with it."
+            )
+
+
 def _stream(checkpoint: Checkpoint, experiment: Experiment, images: LabelledImages, split: str) -> TaskStream:
     if images.pixels.shape[1] != checkpoint.backbone["channels"]:
         raise UserError(
             f"the checkpoint's network takes images of {checkpoint.backbone['channels']} channels, the data have "
             f"{images.pixels.shape[1]}. Set data.channels={checkpoint.backbone['channels']}."
         )
-    classes = unseen_classes(checkpoint.split, split, images.class_names)
+    classes = unseen_classes(checkpoint.split, split, images.class_names, checkpoint.earlier_classes)
     if classes != checkpoint.split[split] and distributed.rank() == 0:
-        tqdm.write(f"{experiment.data.root} holds no class that the checkpoint knows: all {len(classes)} are evaluated")
+        total = len(images.class_names)
+        which = f"all {total}" if len(classes) == total else f"the {len(classes)} of {total} that never trained it"
+        tqdm.write(f"{experiment.data.root} holds no class of the checkpoint's split: {which} are evaluated")
     return task_stream(experiment, images, {split: classes}, split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -25,15 +26,29 @@ def versions() -> dict[str, str]:
     return found
 
 
+def commit() -> str | None:
+    """The commit of this code, with `-dirty` where it was changed since; None where it is not in a git repository."""
+    folder = Path(__file__).parent
+    found = None
+    # Untracked it would be an installed copy, and the repository around it a stranger's.
+    for command in (["ls-files", "--error-unmatch", __file__], ["describe", "--always", "--dirty", "--abbrev=12"]):
+        try:
+            done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        found = done.stdout.strip()
+    return found
+
+
 def machine() -> dict:
-    """Processor, cores, processes, PyTorch's threads in each of them, the GPU where there is one, and `versions`."""
+    """Processor, cores, processes, PyTorch's threads in each of them, the GPU if any, `versions` and `commit`."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
     work = {"processes": distributed.processes(), "threads": torch.get_num_threads()}
-    found = {"processor": name, "cores": os.cpu_count(), **work, "versions": versions()}
+    found = {"processor": name, "cores": os.cpu_count(), **work, "versions": versions(), "commit": commit()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found

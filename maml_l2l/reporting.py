@@ -207,7 +207,8 @@ def plot_curves(metrics: Path, path: Path, title: str) -> None:
     figure.suptitle(title)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     for axes, key in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
-        _plot_smoothed(axes, [line["iteration"] for line in training], [line[key] for line in training])
+        if training:  # a pretrained network is validated before it is trained any further
+            _plot_smoothed(axes, [line["iteration"] for line in training], [line[key] for line in training])
         iterations = [line["iteration"] for line in validation]
         values = [line[f"val_{key}"] for line in validation]
         errors = [line["val_ci95"] for line in validation] if key == "accuracy" else None

@@ -14,9 +14,9 @@ import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from maml_l2l import reporting
+from maml_l2l import distributed, reporting
 from maml_l2l.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from maml_l2l.config import Experiment, documented_keys
+from maml_l2l.config import Experiment, changed_keys
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import Evaluation
 from maml_l2l.files import check_writable, make_folder, remove_leftovers, write_atomically
@@ -32,6 +32,12 @@ FREE_ON_RESUME = ("data.root", "train.validate_every", "train.checkpoint_every",
 def holds_run(path: Path) -> bool:
     """Whether a run was started in the folder `path`."""
     return (path / CONFIG).exists()
+
+
+def started_by(path: Path, job: str) -> bool:
+    """Whether the torchrun that is called `job` has worked on the run in the folder `path`, the last of all."""
+    sessions = _earlier_sessions(path)
+    return holds_run(path) and (not sessions or sessions[-1].get("job") == job)
 
 
 def refuse_used_folder(path: Path) -> None:
@@ -81,11 +87,9 @@ def check_resumable(saved: Experiment, wanted: Experiment, done: int) -> None:
     It may extend `train.iterations` and change the keys of `FREE_ON_RESUME`, nothing else.
     """
     changed = []
-    for section, name, _ in documented_keys():
-        key = f"{section}.{name}"
-        old, new = (getattr(getattr(experiment, section), name) for experiment in (saved, wanted))
+    for key, (old, new) in changed_keys(saved, wanted).items():
         extends = key == "train.iterations" and new >= max(old, done)
-        if old != new and key not in FREE_ON_RESUME and not extends:
+        if key not in FREE_ON_RESUME and not extends:
             changed.append(f"`{key}` was {old!r}, found {new!r}")
     if changed:
         raise UserError(
@@ -100,7 +104,8 @@ class RunFolder:
     `best.pth` (highest validation accuracy), `curves.png`, and on request TensorBoard events.
 
     `sessions.json` has an entry for each process that worked on the run: the meta-iterations done when it started
-    (`from`) and when it last saved (`to`), the seconds in between, compiling included, and its machine and versions.
+    (`from`) and when it last saved (`to`), the seconds in between, compiling included, the torchrun that started it
+    (`job`), its machine, versions and commit.
 
     A context manager, which closes the files. A lock keeps a second process from writing to the same folder.
     """
@@ -124,7 +129,7 @@ class RunFolder:
         config = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
         write_atomically(path / CONFIG, lambda file: file.write(config.encode()))
         self._sessions, self._started = [*_earlier_sessions(path), {}], time.perf_counter()
-        self._session = {"from": resumed.iteration if resumed else 0, **machine()}
+        self._session = {"from": resumed.iteration if resumed else 0, "job": distributed.job(), **machine()}
         self._best_accuracy = resumed.best_accuracy if resumed else None
         if resumed and (path / BEST).exists():
             self._copy_best()

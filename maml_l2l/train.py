@@ -17,7 +17,7 @@ def main() -> None:
     """Parse the command line, load the config, train."""
     parser = argparse.ArgumentParser(prog="python -m maml_l2l.train", description="Meta-train a network with MAML.")
     parser.add_argument("--config", metavar="FILE", help="YAML file of the experiment (default: documented defaults)")
-    commands.add_set_option(parser)
+    commands.add_set_option(parser, example="train.iterations=2000")
     parser.add_argument("--dataset_path", metavar="DIR", help="folder of the data set: Omniglot, or your own pictures")
     parser.add_argument("--n_way", type=int, help="classes a task")
     parser.add_argument("--k_shot", type=int, help="support images a class")
@@ -37,12 +37,15 @@ def main() -> None:
         help="go on with the run in RUN_DIR (default: --run_dir), without --config as it was configured",
     )
     arguments = parser.parse_args()
+    named = arguments.save_to or arguments.config
+    run_dir = arguments.resume or arguments.run_dir or (f"runs/{Path(named).stem}" if named else None)
     config = arguments.config
-    if arguments.resume and config is None:
-        config = Path(arguments.resume) / "config.yaml"
+    if arguments.resume is not None and config is None:
+        if run_dir is None:
+            raise UserError("--resume names no run, and nothing else does. Give it the folder of the run.")
+        config = Path(run_dir) / "config.yaml"
     experiment = load_experiment(config, [*_overrides(arguments), *arguments.set])
-    name = arguments.save_to or Path(config or experiment.data.name)
-    run_dir = Path(arguments.resume or arguments.run_dir or f"runs/{name.stem}")
+    run_dir = Path(run_dir or f"runs/{experiment.data.name}")
 
     from maml_l2l.training import train  # PyTorch and learn2learn load here, after the config has been checked
 
@@ -52,7 +55,7 @@ def main() -> None:
 
 
 def _overrides(arguments: argparse.Namespace) -> Iterator[str]:
-    """The flags as `--set` takes them: without a config, a folder is what it looks like."""
+    """The flags as `--set` takes them: in a new run without a config, a folder is what it looks like."""
     keys = {
         "data.root": arguments.dataset_path,
         "task.ways": arguments.n_way,
@@ -60,7 +63,7 @@ def _overrides(arguments: argparse.Namespace) -> Iterator[str]:
         "task.queries": arguments.n_query,
         "algorithm.inner_steps": arguments.inner_iters,
     }
-    if arguments.dataset_path is not None and arguments.config is None:
+    if arguments.dataset_path is not None and arguments.config is None and arguments.resume is None:
         keys["data.name"] = "omniglot" if holds_omniglot(arguments.dataset_path) else "folder"
     if arguments.iters is not None:
         keys["train.iterations"] = arguments.iters * (1 if arguments.epochs is None else arguments.epochs)

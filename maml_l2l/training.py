@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from maml_l2l.device import choose_device
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import Evaluation, evaluate
 from maml_l2l.interruption import StopRequests
-from maml_l2l.run_folder import NoRunFolder, RunFolder, holds_run, refuse_used_folder, saved_state
+from maml_l2l.run_folder import NoRunFolder, RunFolder, refuse_used_folder, saved_state, started_by
 from maml_l2l.tasks import task_stream
 
 _WORTH_COMPILING = 1000  # meta-iterations; compiling takes the time of some hundred
@@ -43,7 +44,7 @@ class MetaTrainer:
     def __init__(self, experiment: Experiment, images: LabelledImages, split: ClassSplit, device: torch.device):
         """Raises `UserError` where the images cannot serve the tasks."""
         self.experiment, self.split, self.device = experiment, split, device
-        self.done, self.validation_accuracy = 0, None
+        self.done, self.validation_accuracy, self.earlier_classes = 0, None, ()
         _check_processes(experiment.train.meta_batch)
         self.training_tasks = task_stream(experiment, images, split, "train")
         self.validation_tasks = task_stream(experiment, images, split, "val")
@@ -117,7 +118,13 @@ class MetaTrainer:
             weights=self.learner.module.state_dict(),
             optimizer=self.optimizer.state_dict() if with_optimizer else None,
             inner_lrs=None if self.learner.inner_lrs is None else self.learner.inner_lrs.detach(),
+            earlier_classes=self.earlier_classes,
         )
+
+    def start_from(self, pretrained: Checkpoint) -> None:
+        """Take the weights and step sizes of `pretrained`; see `Checkpoint.start` for what it refuses."""
+        pretrained.start(self.learner, self.backbone, self.split)
+        self.earlier_classes = pretrained.training_classes
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from `checkpoint`, a `last.pth`. Raises `UserError` where the data's classes are not those it has."""
@@ -127,6 +134,7 @@ class MetaTrainer:
                 "Point data.root to the same data, or start another run with --run_dir."
             )
         self.done, self.validation_accuracy = checkpoint.iteration, checkpoint.validation_accuracy
+        self.earlier_classes = checkpoint.earlier_classes
         checkpoint.restore(self.learner)
         self.optimizer.load_state_dict(checkpoint.optimizer)
 
@@ -163,14 +171,14 @@ def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, re
     """Meta-train as `experiment` says and leave everything in the folder `run_dir`; see `RunFolder`.
 
     save_to: a second path for the best checkpoint.  resume: go on with the run that `run_dir` holds; so it is when
-    torchrun starts again after a process died.
+    torchrun starts again, after a process died, what it had started.
     Raises `UserError` where the data cannot serve the tasks, where `run_dir` already holds a run (resume: holds none,
     or one of another config), where it or `save_to` cannot be written, and where a loss or meta-gradient is not finite.
     Raises `Stopped` after SIGINT or SIGTERM, with everything saved.
     """
     device = choose_device(experiment.run)
     with distributed.process_group(device):
-        resume = resume or (distributed.restarted() and holds_run(run_dir))
+        resume = resume or (distributed.restarted() and started_by(run_dir, distributed.job()))
         if not resume and distributed.rank() == 0:
             refuse_used_folder(run_dir)
         # The first process reads it for all: there may be no folder that all machines share.
@@ -185,22 +193,29 @@ def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, re
         if saved is not None:
             trainer.restore(saved)
         elif pretrained is not None:
-            pretrained.start(trainer.learner, trainer.backbone, trainer.split)
+            trainer.start_from(pretrained)
         with RunFolder(run_dir, experiment, saved, save_to) if distributed.rank() == 0 else NoRunFolder() as folder:
             if saved is None:
                 folder.save_last(trainer.checkpoint(with_optimizer=True))
             elif distributed.rank() == 0:
                 tqdm.write(f"resuming {run_dir} after {trainer.done} meta-iterations")
-            _run(trainer, folder, run_dir)
+            _run(trainer, folder, run_dir.name, _resume_command(run_dir, save_to))
 
 
-def _run(trainer: MetaTrainer, folder: RunFolder | NoRunFolder, run_dir: Path) -> None:
-    """The outer loop to its end or to a signal; validates, logs and saves on the way."""
+def _resume_command(run_dir: Path, save_to: Path | None) -> str:
+    options = ["--resume", str(run_dir), *(["--save_to", str(save_to)] if save_to is not None else [])]
+    return f"python -m maml_l2l.train {shlex.join(options)}"
+
+
+def _run(trainer: MetaTrainer, folder: RunFolder | NoRunFolder, name: str, resume_command: str) -> None:
+    """The outer loop to its end or to a signal; validates, logs and saves on the way, and first what it starts from."""
     settings = trainer.experiment.train
-    message = f"python -m maml_l2l.train --resume {run_dir} goes on where it stopped."
     shown = {"unit": "it", "initial": trainer.done, "disable": None if distributed.rank() == 0 else True}
-    with StopRequests(message) as stop:
-        progress = tqdm(trainer.iterations(), run_dir.name, settings.iterations, **shown)
+    if trainer.done == 0 and trainer.experiment.model.pretrained is not None:
+        evaluation = trainer.validate()
+        folder.validated(trainer.checkpoint(with_optimizer=False), evaluation)
+    with StopRequests(f"{resume_command} goes on where it stopped.") as stop:
+        progress = tqdm(trainer.iterations(), name, settings.iterations, **shown)
         for step in progress:
             stop.at_once = False
             folder.log(step.number, loss=step.loss, accuracy=step.accuracy, meta_lr=step.meta_lr)

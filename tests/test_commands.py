@@ -1,13 +1,16 @@
 """The commands as a user types them: what they print, their exit status, and how fast help comes."""
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
 from tests.test_training import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +139,32 @@ def test_bad_input_is_a_user_error(arguments, message):
 def test_a_used_run_folder_is_a_user_error(trained):
     folder, _ = trained
     assert_user_error(run("maml_l2l.train", "--run_dir", folder), "already holds a run, which is never overwritten")
+
+
+@pytest.mark.parametrize("flags", [["--resume", "RUN"], ["--resume", "--run_dir", "RUN"]])
+def test_a_run_is_resumed_as_it_was_configured_and_from_data_that_have_moved(trained, glyphs_root, tmp_path, flags):
+    shutil.copytree(trained[0], tmp_path / "run")
+    (tmp_path / "data").symlink_to(glyphs_root)
+    flags = [str(tmp_path / "run") if flag == "RUN" else flag for flag in flags]
+    done = run("maml_l2l.train", *flags, "--dataset_path", tmp_path / "data", "--set", "train.iterations=7")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_resuming_nothing_is_a_user_error():
+    assert_user_error(run("maml_l2l.train", "--resume"), "--resume names no run, and nothing else does. Give it the fo")
+
+
+def test_an_evaluation_uses_this_machine_whatever_trained_the_checkpoint(trained, tmp_path):
+    checkpoint = load_checkpoint(trained[0] / "best.pth")
+    config = {**checkpoint.config, "run": {**checkpoint.config["run"], "device": "cuda:7", "threads": 1000}}
+    save_checkpoint(dataclasses.replace(checkpoint, config=config), tmp_path / "x.pth")
+    sizes = ["--tasks", 4, "--steps", 1]
+    found, expected = (
+        run("maml_l2l.eval", "--model", path, *sizes) for path in (tmp_path / "x.pth", trained[0] / "best.pth")
+    )
+    assert (found.returncode, found.stdout) == (0, expected.stdout), found.stderr
 
 
 def test_ci_runs_the_test_command_of_the_readme():

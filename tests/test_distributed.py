@@ -163,6 +163,17 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_one_never_stopped(overr
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "straight" / "metrics.jsonl").read_bytes()
 
 
+def test_a_restart_does_not_go_on_with_a_run_that_another_job_has_left(overrides, tmp_path):
+    longer = [*overrides, "train.iterations=9"]
+    train(load_experiment(None, [*overrides, "train.iterations=3"]), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    job = torchrun("--set", *longer, "--run_dir", tmp_path / "run", restarts=1)
+    output, _ = job.communicate(timeout=200)
+    assert job.returncode != 0
+    assert output.count("already holds a run, which is never overwritten") == 2, output
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
 def test_without_restarts_a_killed_worker_takes_the_job_down_and_the_checkpoint_stays(overrides, tmp_path):
     endless = ["train.iterations=100000", "train.checkpoint_every=20", "train.validate_every=100000"]
     job = torchrun("--set", *overrides, *endless, "--run_dir", tmp_path / "run")

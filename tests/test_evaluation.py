@@ -10,6 +10,7 @@ import torch
 
 from maml_l2l import reporting
 from maml_l2l.algorithms import VectorizedMAML
+from maml_l2l.algorithms.loop import LoopMAML
 from maml_l2l.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment, with_overrides
 from maml_l2l.errors import UserError
@@ -139,3 +140,22 @@ def test_the_reports(checkpoint, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"the ending .docx is not one of .png, .svg, .pdf"):
         reporting.plot_evaluation(evaluation, tmp_path / "plot.docx", "")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("algorithm.inner_lr", 0.1), ("algorithm.order", "first"), ("run.precision", "bfloat16"), ("train.meta_lr", 1.0)],
+)
+def test_a_key_that_an_evaluation_cannot_change_is_refused(checkpoint, key, value):
+    with pytest.raises(
+        UserError, match=rf"the checkpoint was trained with `{key}` \S+, which an evaluation cannot cha"
+    ):
+        run(checkpoint, **{key: value})
+
+
+def test_the_engine_may_be_another_than_in_training(checkpoint, monkeypatch):
+    expected, used = run(checkpoint), []
+    adapt = LoopMAML.adapt_and_score
+    monkeypatch.setattr(LoopMAML, "adapt_and_score", lambda *arguments: used.append(1) or adapt(*arguments))
+    assert torch.equal(run(checkpoint, **{"algorithm.engine": "loop"}).accuracies, expected.accuracies)
+    assert used

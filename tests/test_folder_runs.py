@@ -1,5 +1,6 @@
 """Training and evaluating on folders of pictures, as a user does, up to the accuracy on classes that were not seen."""
 
+import dataclasses
 import shutil
 import sys
 
@@ -52,7 +53,7 @@ def test_a_colour_set_of_textured_shapes_trains_and_serves_unseen_classes(shapes
     assert accuracies(trained)[1].mean() > 60, "chance is 20"
 
 
-def test_the_checkpoint_holds_the_split_that_is_evaluated(checkpoint, shapes_root, monkeypatch):
+def test_the_checkpoint_holds_the_split_that_is_evaluated(checkpoint, monkeypatch):
     drawn = []
     from maml_l2l import evaluation
 
@@ -61,15 +62,28 @@ def test_the_checkpoint_holds_the_split_that_is_evaluated(checkpoint, shapes_roo
         return make(experiment, images, split, name)
 
     monkeypatch.setattr(evaluation, "task_stream", spy)
-    accuracies(checkpoint, **{"data.split_seed": 9, "data.test_fraction": 0.5})
+    accuracies(checkpoint)
     assert drawn == [checkpoint.split["test"]]
+    with pytest.raises(UserError, match=r"was trained with `data.split_seed` 0, which an evaluation cannot change, fo"):
+        accuracies(checkpoint, **{"data.split_seed": 9})
 
 
 def test_a_folder_that_the_checkpoint_does_not_know_is_evaluated_whole(checkpoint, shapes_root, tmp_path, capsys):
     for number in range(5):
         shutil.copytree(shapes_root / f"class{number:02d}", tmp_path / f"unknown{number}")
     assert accuracies(checkpoint, **{"data.root": str(tmp_path)}).shape == (11, 4)
-    assert f"{tmp_path} holds no class that the checkpoint knows: all 5 are evaluated" in capsys.readouterr().out
+    assert f"{tmp_path} holds no class of the checkpoint's split: all 5 are evaluated" in capsys.readouterr().out
+
+
+def test_classes_that_trained_an_earlier_network_are_not_evaluated(checkpoint, shapes_root, tmp_path, capsys):
+    for number in range(7):
+        shutil.copytree(shapes_root / f"class{number:02d}", tmp_path / f"unknown{number}")
+    tuned = dataclasses.replace(checkpoint, earlier_classes=("elsewhere", "unknown0", "unknown3"))
+    found = accuracies(tuned, **{"data.root": str(tmp_path)})
+    assert "split: the 5 of 7 that never trained it are evaluated" in capsys.readouterr().out
+    for number in (0, 3):
+        shutil.rmtree(tmp_path / f"unknown{number}")
+    assert torch.equal(accuracies(checkpoint, **{"data.root": str(tmp_path)}), found)
 
 
 def test_the_test_classes_alone_can_be_evaluated(checkpoint, shapes_root, tmp_path, capsys):

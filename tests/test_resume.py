@@ -159,12 +159,13 @@ def same_state(found, expected):
 def test_a_signal_saves_what_was_done_and_says_how_to_resume(overrides, tmp_path, number):
     folder = tmp_path / "run"
     endless = [*overrides, "train.iterations=100000", "run.compile=false", "train.checkpoint_every=7"]
-    with command("--set", *endless, "--run_dir", folder) as process:
+    copy = tmp_path / "a copy.pth"
+    with command("--set", *endless, "--run_dir", folder, "--save_to", copy) as process:
         wait_for_metrics(folder, 7)
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert f"stopped by {number.name}: python -m maml_l2l.train --resume {folder} goes on" in error
+    assert f"stopped by {number.name}: python -m maml_l2l.train --resume {folder} --save_to '{copy}' goes on" in error
     assert "Traceback" not in error
     saved = load_checkpoint(folder / "last.pth")
     train(load_experiment(None, [*overrides, f"train.iterations={saved.iteration}"]), tmp_path / "straight")

@@ -1,5 +1,6 @@
 """The outer loop and its run folder, on a few glyphs."""
 
+import dataclasses
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import yaml
 from torch.nn.functional import cross_entropy
 
 from maml_l2l import training
-from maml_l2l.checkpoint import load_checkpoint
+from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.errors import UserError
@@ -199,6 +200,7 @@ def test_a_run_starts_from_a_pretrained_checkpoint_and_goes_on_without_it(experi
         new = ways > 3 and name.startswith("head.")
         assert torch.equal(weight, (fresh if new else trained.weights)[name][: len(weight)])
     assert torch.equal(trainer.learner.inner_lrs, trained.inner_lrs.expand(2, -1))
+    start = trainer.validate().mean()[0]
     next(trainer.iterations())
 
     train(experiment(*options, "train.iterations=1"), tmp_path / "second")
@@ -206,8 +208,31 @@ def test_a_run_starts_from_a_pretrained_checkpoint_and_goes_on_without_it(experi
     second = load_checkpoint(tmp_path / "second" / "last.pth")
     for name, weight in trainer.learner.module.state_dict().items():
         assert torch.equal(second.weights[name], weight)
+    assert (metrics(tmp_path / "second")[0]["iteration"], metrics(tmp_path / "second")[0]["val_accuracy"]) == (0, start)
     train(experiment(*options), tmp_path / "second", resume=True)
-    assert load_checkpoint(tmp_path / "second" / "last.pth").iteration == 6
+    last = load_checkpoint(tmp_path / "second" / "last.pth")
+    assert (last.iteration, list(last.earlier_classes)) == (6, sorted(trained.split["train"]))
+
+
+def test_a_network_that_is_best_at_the_start_stays_the_best(experiment, tmp_path):
+    train(experiment("train.iterations=1"), tmp_path / "first")
+    trained = load_checkpoint(tmp_path / "first" / "best.pth")
+    ruinous = ["train.meta_lr=1000", f"model.pretrained={tmp_path / 'first' / 'best.pth'}", "train.validate_tasks=40"]
+    train(experiment(*ruinous), tmp_path / "second")
+    accuracies = [line["val_accuracy"] for line in metrics(tmp_path / "second") if "val_accuracy" in line]
+    best = load_checkpoint(tmp_path / "second" / "best.pth")
+    assert accuracies[0] == max(accuracies) == best.validation_accuracy
+    assert all(torch.equal(weight, trained.weights[name]) for name, weight in best.weights.items())
+
+
+def test_classes_that_trained_an_earlier_network_are_refused_for_validation(experiment, tmp_path):
+    train(experiment(), tmp_path / "first")
+    first = load_checkpoint(tmp_path / "first" / "last.pth")
+    own = {"train": ["mine/1"], "val": ["mine/2"], "test": ["mine/3"]}
+    tuned = dataclasses.replace(first, split=own, earlier_classes=first.training_classes)
+    save_checkpoint(tuned, tmp_path / "tuned.pth")
+    with pytest.raises(UserError, match=r"was trained on \d+ of the classes that validate or test this run"):
+        train(experiment("data.split=alphabets", f"model.pretrained={tmp_path / 'tuned.pth'}"), tmp_path / "second")
 
 
 @pytest.mark.parametrize(

@@ -80,15 +80,19 @@ def given_split(class_names: Sequence[str], parts: Sequence[str], val_fraction: 
     return split
 
 
-def unseen_classes(split: ClassSplit, part: str, class_names: Sequence[str]) -> list[str]:
-    """The classes of `part` of a checkpoint's split; or all of a data set that shares no class with that split.
+def unseen_classes(
+    split: ClassSplit, part: str, class_names: Sequence[str], earlier_classes: Iterable[str] = ()
+) -> list[str]:
+    """The classes of `part` of a checkpoint's split; or those of a data set that shares no class with that split.
 
+    earlier_classes: left out of such a data set, because the networks before the checkpoint's were trained on them.
     Raises `UserError` where the data set holds some classes of the split, but not all of `part`.
     """
     known = set(class_names)
     missing = [name for name in split[part] if name not in known]
     if known.isdisjoint(name for names in split.values() for name in names):
-        return list(class_names)
+        earlier = set(earlier_classes)
+        return [name for name in class_names if name not in earlier]
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(split[part])} {part} classes of the checkpoint are not in the data set, the "
