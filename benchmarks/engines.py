@@ -76,6 +76,8 @@ def make_step(engine: str, setting: Setting, order: str, device: str) -> Callabl
     tasks, first_order = random_tasks(setting), order == "first"
     backbone = {"ways": setting.ways, "channels": 1, "filters": 64, "downsample": "stride"}
     if engine in ("higher", "torchopt", "jax"):
+        if device != "cpu":
+            raise ImportError("other packages are measured on the CPU only")
         peer = getattr(peers, f"{engine}_step")
         return peer(Conv4(**backbone), tasks, setting.inner_lr, setting.steps, first_order)
     if engine == "loop+malloc":
@@ -220,8 +222,9 @@ def main() -> None:
     header = ["setting", "order", "engine", "ms", "speed-up", "MiB", "GFLOP/s", "of peak", "first call (s)"]
     for name in arguments.settings:
         for order in arguments.orders:
-            rows += measure(name, order, engines, arguments.repeats, arguments.device)
-            print(common.table(header, [as_cells(row) for row in rows[-len(engines) :]]), flush=True)
+            measured = measure(name, order, engines, arguments.repeats, arguments.device)
+            print(common.table(header, [as_cells(row) for row in measured]), flush=True)
+            rows += measured
             common.write_json(arguments.json, {"machine": found, "rows": rows})
     if arguments.plot:
         plot(rows, arguments.plot, describe(found))

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from benchmarks import common
+from benchmarks.engines import SETTINGS
 from maml_l2l.algorithms import backbone_arguments, build_learner
 from maml_l2l.config import Algorithm, Model
 from maml_l2l.data.images import LabelledImages
@@ -21,12 +22,6 @@ from maml_l2l.learn2learn_import import KShots, MetaDataset, NWays, Taskset, lea
 from maml_l2l.machine import describe, machine
 from maml_l2l.tasks import TaskStream
 
-SETTINGS = {  # name: ways, shots, queries, tasks a meta-batch, inner steps
-    "5w1s": (5, 1, 1, 32, 1),
-    "5w5s": (5, 5, 5, 32, 1),
-    "20w1s": (20, 1, 1, 16, 5),
-    "20w5s": (20, 5, 5, 16, 5),
-}
 REPEATS = 15
 
 
@@ -57,18 +52,18 @@ def learn2learn_tasks(images: LabelledImages, ways: int, images_a_class: int) ->
 
 def measure(images: LabelledImages, setting: str) -> dict:
     """Medians over interleaved repetitions, in ms."""
-    ways, shots, queries, count, steps = SETTINGS[setting]
-    sizes = {"ways": ways, "shots": shots, "queries": queries}
+    size = SETTINGS[setting]
+    sizes, count = {"ways": size.ways, "shots": size.shots, "queries": size.queries}, size.tasks
     stream = TaskStream(images, list(images.class_names), split="train", rotate=True, seed=0, **sizes)
-    theirs = learn2learn_tasks(images, ways, shots + queries)
-    learner = build_learner(Algorithm(), backbone_arguments(Model(), ways, channels=1))
+    theirs = learn2learn_tasks(images, size.ways, size.shots + size.queries)
+    learner = build_learner(Algorithm(), backbone_arguments(Model(), size.ways, channels=1))
     batch = stream.batch(0, count)
     times: dict[str, list[float]] = {"ours": [], "learn2learn": [], "step": []}
     for repeat in range(REPEATS):
         times["ours"].append(common.milliseconds(lambda start=repeat * count: stream.batch(start, count)) / count)
         times["learn2learn"].append(common.milliseconds(lambda: theirs[0]))
         if repeat < 5:
-            times["step"].append(common.milliseconds(lambda: learner.meta_gradient(batch, steps)))
+            times["step"].append(common.milliseconds(lambda: learner.meta_gradient(batch, size.steps)))
     ours, other, step = (statistics.median(values) for values in times.values())
     share = 100 * ours * count / (ours * count + step)
     return {"setting": setting, "ours_ms": ours, "learn2learn_ms": other, "step_ms": step, "sampling_share": share}
