@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import shlex
 import statistics
 import time
 from pathlib import Path
@@ -274,7 +275,8 @@ def main() -> None:
     default = "benchmarks/results/first_vs_second_order"
     parser.add_argument("--out", metavar="DIR", default=default, help=f"folder of the report (default: {default})")
     arguments = parser.parse_args()
-    experiment = load_experiment(arguments.config, [*arguments.set, "algorithm.learn_inner_lr=false"])
+    fixed = ["algorithm.learn_inner_lr=false", "model.pretrained=null"]  # one step size, and a start that favours none
+    experiment = load_experiment(arguments.config, [*arguments.set, *fixed])
     results = {"machine": machine(), "config": experiment.model_dump(), "memory_mib": peak_memories(experiment)}
     results |= train_both(experiment, arguments.points)
     folder = Path(arguments.out)
@@ -282,8 +284,8 @@ def main() -> None:
     common.write_json(str(folder / "report.json"), results)
     plot_training(results, folder / "training.png")
     plot_sweeps(results, folder / "gradients.png")
-    overrides = "".join(f" --set {override}" for override in arguments.set)
-    text = report(results, experiment, arguments.config + overrides)
+    options = [arguments.config, *(["--set", *arguments.set] if arguments.set else [])]
+    text = report(results, experiment, shlex.join([*options, "--points", str(arguments.points)]))
     (folder / "report.md").write_text(text)
     print(text)
 
