@@ -160,6 +160,7 @@ def _servable(
     if ways > len(members):
         raise UserError(
             f"task.ways is {ways}, but the {split} split holds {len(members)} of the {len(class_names)} classes. "
-            "Lower task.ways, or give that split more classes."
+            "Lower task.ways, add classes, or give that split more of them (of a folder: data.val_fraction, "
+            "data.test_fraction)."
         )
     return members
