@@ -14,11 +14,10 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import subprocess
 from pathlib import Path
 
 from benchmarks import omniglot_report
-from benchmarks.omniglot_report import LOCAL, ROOT
+from benchmarks.omniglot_report import LOCAL
 from maml_l2l import commands
 from maml_l2l.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from maml_l2l.config import Experiment, documented_keys, with_overrides
@@ -55,31 +54,27 @@ def record(run_dir: Path, publish: bool) -> None:
             f"{run_dir} has done {last.iteration} of {experiment.train.iterations} meta-iterations. "
             f"Finish it first: python -m maml_l2l.train --resume {run_dir}"
         )
-    order, seed = experiment.algorithm.order, experiment.run.seed
-    pretrained = experiment.model.pretrained
-    start = "" if pretrained is None else f"_from_{Path(pretrained).stem}"
-    path = omniglot_report.RESULTS / f"{cell(experiment)}_{order}_seed{seed}{start}.json"
+    run = {
+        "cell": cell(experiment),
+        "order": experiment.algorithm.order,
+        "seed": experiment.run.seed,
+        "config": experiment.model_dump(),
+    }
+    path = omniglot_report.RESULTS / f"{omniglot_report.run_name(run)}.json"
     if path.exists():
         raise UserError(f"{path} holds the figures of such a run already, and test classes are used once. Remove it.")
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
     sessions = json.loads((run_dir / SESSIONS).read_text())
-    found = {
-        "cell": cell(experiment),
-        "order": order,
-        "seed": seed,
-        "commit": commit.stdout.strip(),
+    run |= {
+        "commit": sessions[0].get("commit"),
         "iteration": best.iteration,
         "val_accuracy": best.validation_accuracy,
         "seconds": sum(session["seconds"] for session in sessions),
         "sessions": sessions,
         "published_sha256": _publish(best) if publish else None,
-        "config": experiment.model_dump(),
         "evaluations": evaluations(best, experiment),
     }
-    write_json(path, found)
-    print(f"{path}: {omniglot_report.figure(found)} %")
+    write_json(path, run)
+    print(f"{path}: {omniglot_report.figure(run)} %")
 
 
 def _publish(checkpoint: Checkpoint) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import common
@@ -17,7 +18,7 @@ CELLS = {"5w1s": "5-way 1-shot", "5w5s": "5-way 5-shot", "20w1s": "20-way 1-shot
 NOT_YET = "not trained yet"
 
 # Keys of a config that change where and how fast a run goes, and have other values on a reader's machine.
-LOCAL = ("data.root", "data.source", "data.verify", "run.threads", "train.checkpoint_every")
+LOCAL = ("data.root", "data.source", "data.verify", "run.device", "run.threads", "train.checkpoint_every")
 
 INTRODUCTION = """\
 # Omniglot: the paper's table
@@ -39,10 +40,11 @@ that it started from; two runs of one thread shared the machine, a core each.
 """
 
 REPRODUCE = """\
-Each of these ends in a run folder, and `python -m benchmarks.omniglot record runs/NAME` evaluates it and writes its
-figures to [benchmarks/results/omniglot](benchmarks/results/omniglot), from which `python -m benchmarks.omniglot report`
-makes this page, the picture and the cards of the checkpoints in [pretrained](pretrained). Two runs of one command agree
-to the bit on one machine with the same threads; elsewhere within the intervals.
+`python -m benchmarks.omniglot record runs/NAME` evaluates the run and writes its figures to
+[benchmarks/results/omniglot](benchmarks/results/omniglot), unless they are there already (remove the file first);
+`python -m benchmarks.omniglot report` turns these files into this page, the picture and the cards of the checkpoints in
+[pretrained](pretrained). Two runs of one command agree to the bit on one machine with the same versions. Elsewhere
+training amplifies how sums are rounded, and they differ as two seeds do.
 """
 
 CARD = """\
@@ -58,17 +60,18 @@ MAML for {cell_name} classification of handwritten characters, second order: {ac
   `{sha}`.
 - Data: Omniglot, 28x28, ink 1, paper 0, the split `finn`: 1,100 characters to train, 100 to validate, 423 to test, by
   name in the file. Classes are rotated by multiples of 90 degrees, in every split.
-- Trained by `{command}` (commit {commit}):
-  {iterations:,} meta-iterations of {meta_batch} tasks in {time}, from {start};
+- Trained for {iterations:,} meta-iterations of {meta_batch} tasks in {time}, from {start};
   the checkpoint of meta-iteration {iteration:,} was the best on {validate_tasks:,} validation tasks ({val_accuracy:.2f}
-  %). Machine: {machine}.
+  %). Machine: {machine}. The command, at commit {commit}:
+
+      {command}
 
 ## Accuracy
 
 {tasks:,} test tasks of {cell_name} with {queries} a class, accuracy in % and its 95 % interval over the tasks after
 each number of inner steps; it was trained with {inner_steps}. Under `batch` the queries of a task are normalised
 together, as in the paper; under `support` each by the support images alone, which is what `predict` does. Further steps
-change little where the first one leaves next to nothing of the support loss.
+change little where the first one leaves next to nothing of the support loss.{others}
 
 {table}
 
@@ -129,15 +132,23 @@ def _origin(run: dict) -> str:
     return f"seed {run['seed']}" + (f", from {Path(start).stem.removeprefix('omniglot_')}" if start else "")
 
 
+def run_name(run: dict) -> str:
+    """What tells a run from the others: task size, order, seed and start."""
+    start = f"_from_{Path(_start(run)).stem}" if _start(run) else ""
+    return f"{run['cell']}_{run['order']}_seed{run['seed']}{start}"
+
+
 def training_command(run: dict) -> str:
     """The command that trains the network of `run`, from the config of its cell as that is now."""
     config = f"configs/omniglot_{run['cell']}.yaml"
     experiment, usual, settings = parse_experiment(run["config"], "the run"), load_experiment(ROOT / config), []
     for section, name, _ in documented_keys():
         found, expected = (getattr(getattr(values, section), name) for values in (experiment, usual))
-        if found != expected and f"{section}.{name}" not in LOCAL:
-            settings.append(f" {section}.{name}={found if isinstance(found, str) else json.dumps(found)}")
-    return f"python -m maml_l2l.train --config {config}" + (f" --set{''.join(settings)}" if settings else "")
+        key = f"{section}.{name}"
+        if found != expected and (key not in LOCAL or key == "run.threads"):
+            settings.append(f" {key}={found if isinstance(found, str) else json.dumps(found)}")
+    command = f"python -m maml_l2l.train --config {config} --run_dir runs/{run_name(run)}"
+    return command + (f" --set{''.join(settings)}" if settings else "")
 
 
 def duration(seconds: float) -> str:
@@ -205,13 +216,15 @@ def results_markdown(runs: list[dict], published: list[dict]) -> str:
     )
 
 
-def model_card(run: dict) -> str:
-    """The card of the checkpoint that `run` published."""
+def model_card(run: dict, runs: Sequence[dict] = ()) -> str:
+    """The card of the checkpoint that `run` published; `runs` are all, some perhaps of the same task size."""
     config = run["config"]
     train, task = config["train"], config["task"]
     batch, support = (run["evaluations"][name]["accuracy"] for name in ("batch", "support"))
     rows = [[step, _ours(batch[step]), _ours(support[step])] for step in batch]
     name = f"omniglot_{run['cell']}"
+    alike = [one for one in runs if one is not run and (one["cell"], one["order"]) == (run["cell"], run["order"])]
+    others = ", ".join(f"{figure(one)} ({_origin(one)})" for one in alike)
     return CARD.format(
         title=name,
         name=name,
@@ -229,6 +242,7 @@ def model_card(run: dict) -> str:
         tasks=run["evaluations"]["batch"]["tasks"],
         queries="1 query" if task["queries"] == 1 else f"{task['queries']} queries",
         inner_steps=config["algorithm"]["inner_steps"],
+        others=f"\nOther runs of this task size: {others}; this one is {_origin(run)}." if others else "",
         table=common.table(["inner steps", "`batch`", "`support`"], rows),
         ways=task["ways"],
         **{key: train[key] for key in ("iterations", "meta_batch", "validate_tasks")},
@@ -266,7 +280,7 @@ def published_checkpoints(runs: list[dict]) -> dict[Path, dict]:
 def documents() -> dict[Path, str]:
     """`RESULTS.md` and the model cards, as they should stand in the repository."""
     runs, published = load_results(), json.loads(PUBLISHED.read_text())
-    cards = {path.with_suffix(".md"): model_card(run) for path, run in published_checkpoints(runs).items()}
+    cards = {path.with_suffix(".md"): model_card(run, runs) for path, run in published_checkpoints(runs).items()}
     return {ROOT / "RESULTS.md": results_markdown(runs, published)} | cards
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints in `pretrained/` are what their cards say, and every stated figure is that of a recorded run."""
+"""The checkpoints in `pretrained/` are what their cards say, and every figure of the table is of a recorded run."""
 
 import dataclasses
 import json
@@ -82,9 +82,11 @@ def test_a_finished_run_is_recorded_published_and_reported(glyphs_root, recorded
     omniglot.record(recorded / "run", publish=True)
     (run,) = omniglot_report.load_results()
     command = omniglot_report.training_command(run)
-    assert command.startswith("python -m maml_l2l.train --config configs/omniglot_5w1s.yaml --set data.name=glyphs ")
+    assert command.startswith("python -m maml_l2l.train --config configs/omniglot_5w1s.yaml --run_dir ")
+    assert " --run_dir runs/5w1s_second_seed0 --set data.name=glyphs " in command
     again = load_experiment(omniglot_report.ROOT / "configs/omniglot_5w1s.yaml", command.split(" --set ")[1].split())
-    assert with_overrides(again, {"data.root": str(glyphs_root), "train.checkpoint_every": 4}, "the test") == experiment
+    local = {"data.root": str(glyphs_root), "run.device": "cpu", "train.checkpoint_every": 4}
+    assert with_overrides(again, local, "the test") == experiment
     best = load_checkpoint(recorded / "run" / "best.pth")
     expected = evaluate_checkpoint(best, experiment, "test")
     found = [run["evaluations"]["batch"]["accuracy"][str(step)]["mean"] for step in range(3)]
@@ -112,7 +114,9 @@ def test_a_run_that_starts_from_another_is_recorded_beside_one_that_does_not(gly
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run['cell']}-{run['order']}-{run['seed']}")
 def test_the_stated_command_has_the_config_of_the_recorded_run(run):
     _, _, options = omniglot_report.training_command(run).partition(" --config ")
-    config, _, settings = options.partition(" --set ")
+    config, _, options = options.partition(" --run_dir ")
+    name, _, settings = options.partition(" --set ")
+    assert (omniglot_report.RESULTS / f"{name.removeprefix('runs/')}.json").exists()
     stated = load_experiment(omniglot_report.ROOT / config, settings.split())
     found = parse_experiment(run["config"], "the run")
     local = {key: getattr(getattr(found, key.split(".")[0]), key.split(".")[1]) for key in omniglot_report.LOCAL}
