@@ -4,13 +4,14 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
 
 import pytest
 import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from maml_l2l import training
+from maml_l2l import machine, training
 from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.sources import class_split, load_data
@@ -212,6 +213,22 @@ def test_a_run_starts_from_a_pretrained_checkpoint_and_goes_on_without_it(experi
     train(experiment(*options), tmp_path / "second", resume=True)
     last = load_checkpoint(tmp_path / "second" / "last.pth")
     assert (last.iteration, list(last.earlier_classes)) == (6, sorted(trained.split["train"]))
+
+
+def test_only_code_that_a_repository_tracks_has_a_commit(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(tmp_path)]
+    (tmp_path / "machine.py").touch()
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    assert machine.commit() is None
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    assert machine.commit() is None, "an installed copy in a stranger's repository"
+    subprocess.run([*git, "add", "machine.py"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "x"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert machine.commit() == head[:12]
+    (tmp_path / "machine.py").write_text("changed")
+    assert machine.commit() == f"{head[:12]}-dirty"
 
 
 def test_a_network_that_is_best_at_the_start_stays_the_best(experiment, tmp_path):
