@@ -12,6 +12,7 @@ and `report.json`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import shlex
 import statistics
@@ -128,14 +129,13 @@ def _sweeps(trainer: MetaTrainer, probe: TaskBatch) -> dict:
 
 
 def _memory_worker(connection, experiment: Experiment) -> None:
-    """Peak memory of five meta-iterations, in a process that does nothing else."""
+    """Peak memory of five meta-iterations, or all where there are fewer, in a process that does nothing else."""
     device = choose_device(experiment.run)
     images = load_data(experiment.data)
     trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
     before = peak_memory(device.type)
-    iterations = trainer.iterations()
-    for _ in range(5):
-        next(iterations)
+    for _ in itertools.islice(trainer.iterations(), 5):
+        pass
     connection.send(peak_memory(device.type) - before)
 
 
