@@ -54,8 +54,9 @@ class TaskStream:
     """An endless, random-access sequence of tasks: a pure function of (seed, split, index).
 
     Classes and images are drawn by learn2learn's `NWays` and `KShots`. These transforms only pick indices; the collate
-    gathers the images of a task at once and, with `rotate`, turns all images of a class by one multiple of 90 degrees,
-    drawn for each class of each task (Santoro et al., 2016; Finn et al., 2017).
+    gathers the images of a task at once. With `rotate` it turns all images of a class by one multiple of 90 degrees,
+    drawn for each class of each task (Santoro et al., 2016; Finn et al., 2017). With `shift` it moves each image by as
+    many pixels at most, drawn for each image, down and across.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class TaskStream:
         queries: int,
         rotate: bool,
         seed: int,
+        shift: int = 0,
         drop_small: bool = False,
     ):
         """`classes` names the classes of `split`. Raises `UserError` where they cannot serve tasks of this size.
@@ -76,7 +78,7 @@ class TaskStream:
         drop_small: leave out classes with fewer images than `shots` + `queries`, and say so.
         """
         self.images, self.ways, self.shots, self.queries = images, ways, shots, queries
-        self.rotate, self._key = rotate, f"{seed}/{split}"
+        self.rotate, self.shift, self._key = rotate, shift, f"{seed}/{split}"
         members = _members(images, classes)
         members = _servable(members, images.class_names, split, ways, shots, queries, drop_small)
         dataset = MetaDataset(TensorDataset(images.pixels, images.labels), labels_to_indices=members)
@@ -104,16 +106,29 @@ class TaskStream:
     def _gather(self, indices: list[int]) -> torch.Tensor:
         """(ways, shots + queries, C, H, W) uint8: the images at `indices`, which come grouped by class."""
         pixels = self.images.pixels[torch.tensor(indices)].unflatten(0, (self.ways, -1))
-        if not self.rotate:
-            return pixels
-        return torch.stack([torch.rot90(of_class, random.randrange(4), (-2, -1)) for of_class in pixels])
+        if self.rotate:
+            pixels = torch.stack([torch.rot90(of_class, random.randrange(4), (-2, -1)) for of_class in pixels])
+        return _shifted(pixels, self.shift) if self.shift else pixels
 
 
-def task_stream(experiment: Experiment, images: LabelledImages, split: ClassSplit, name: str) -> TaskStream:
-    """The tasks of the split `name`, of the size that `experiment` says."""
+def task_stream(
+    experiment: Experiment, images: LabelledImages, split: ClassSplit, name: str, shift: int = 0
+) -> TaskStream:
+    """The tasks of the split `name`, of the size that `experiment` says. shift: see `TaskStream`."""
     data, sizes = experiment.data, experiment.task.model_dump()
     options = {"rotate": data.rotate, "seed": experiment.run.seed, "drop_small": data.drop_small_classes}
-    return TaskStream(images, split[name], split=name, **sizes, **options)
+    return TaskStream(images, split[name], split=name, shift=shift, **sizes, **options)
+
+
+def _shifted(pixels: torch.Tensor, most: int) -> torch.Tensor:
+    """(..., C, H, W): each image moved by -most, ..., most pixels down and across; its border fills what it leaves."""
+    images = pixels.flatten(0, -4)
+    down, across = torch.tensor([[random.randint(-most, most) for _ in images] for _ in range(2)])
+    height, width = images.shape[-2:]
+    rows = (torch.arange(height) - down[:, None]).clamp(0, height - 1)
+    columns = (torch.arange(width) - across[:, None]).clamp(0, width - 1)
+    moved = images.gather(2, rows[:, None, :, None].expand_as(images))
+    return moved.gather(3, columns[:, None, None, :].expand_as(images)).view_as(pixels)
 
 
 @contextmanager

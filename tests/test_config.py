@@ -41,6 +41,7 @@ def config_file(tmp_path, text):
             "algorithm:\n  engine: loop\nrun:\n  compile: true\n",
             r"experiment.yaml: `run.compile` is for `algorithm.engine: vectorized`, found engine `loop`",
         ),
+        ("train:\n  shift: 28\n", r"`train.shift` should be less than `data.image_size`, 28, found 28"),
         ("data:\n  image_size: 32\n", r"`data.image_size` is 28 for `data.name: omniglot`, found 32"),
         ("data:\n  name: glyphs\n  channels: 3\n", r"`data.channels` is 1 for `data.name: glyphs`, found 3"),
         ("data:\n  name: folder\n  channels: 2\n", r"`data.channels` should be 1 or 3, found 2"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from maml_l2l.data.images import LabelledImages
 from maml_l2l.errors import UserError
@@ -91,6 +92,20 @@ def test_rotations_are_drawn_for_each_class_and_uniformly():
 
 def test_without_rotation_images_stay_upright():
     assert identities(stream(rotate=False).batch(0, 20).support)[..., 2].eq(0).all()
+
+
+def test_each_training_image_is_moved_by_its_own_draw_and_its_border_fills_the_rest():
+    drawn = torch.randint(256, (CLASSES * IMAGES, 3, 9, 7), generator=torch.manual_seed(0), dtype=torch.uint8)
+    images = LabelledImages(drawn, DATA.labels, DATA.class_names)
+    unmoved, moved = (stream(images=images, rotate=False, shift=shift).batch(0, 40) for shift in (0, 2))
+    for still, other in ((unmoved.support, moved.support), (unmoved.query, moved.query)):
+        padded = F.pad(still.flatten(0, 1), (2, 2, 2, 2), mode="replicate")
+        windows = padded.unfold(2, 9, 1).unfold(3, 7, 1)  # (N, C, down, across, H, W)
+        same = (windows == other.flatten(0, 1)[:, :, None, None]).all(-1).all(-1).all(1)
+        assert same.flatten(1).sum(1).eq(1).all(), "an image is not its original, moved"
+        counts = same.sum(0).float() / len(same)
+        assert counts.min() > 0.2 / 25, "moves are not drawn evenly"
+        assert counts.max() < 2 / 25, "moves are not drawn evenly"
 
 
 def test_only_the_named_classes_are_drawn():

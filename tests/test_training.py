@@ -163,6 +163,15 @@ def test_tensorboard_without_its_package_is_refused(experiment, tmp_path, monkey
     assert not (tmp_path / "run" / "config.yaml").exists(), "the folder would count as used"
 
 
+def test_shift_moves_training_images_and_no_others(experiment):
+    still, moved = (
+        MetaTrainer(e, images := load_data(e.data), class_split(e.data, images), torch.device("cpu"))
+        for e in (experiment(), experiment("train.shift=3"))
+    )
+    assert torch.equal(still.validation_tasks.batch(0, 4).query, moved.validation_tasks.batch(0, 4).query)
+    assert not torch.equal(still.training_tasks.batch(0, 4).query, moved.training_tasks.batch(0, 4).query)
+
+
 def test_validation_tasks_are_the_same_each_time(experiment, tmp_path, monkeypatch):
     seen = []
     stream = training.task_stream
