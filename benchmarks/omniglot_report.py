@@ -32,11 +32,12 @@ tasks; the test classes were used once for each, at the end, for the figures bel
 SETTINGS = """\
 All of them: `Conv4` of 64 filters with stride 2, Adam at `meta_lr` with cosine decay to zero. "Learned" step sizes
 are one for each parameter tensor, part of the meta-learned initialisation (Antoniou et al., 2019), where the paper
-has one fixed number. A run starts from random weights, or from those of an easier cell (`model.pretrained`; the head
-is new for more ways), trained on the same classes; the paper trains each cell from random weights, 60,000
+has one fixed number. A run starts from random weights, or from those of another run (`model.pretrained`; the head is
+new for more ways), trained on the same classes; the paper trains each cell from random weights, 60,000
 meta-iterations of 32 tasks (5-way) or 16 (20-way), Adam at 1e-3. `support`: accuracy with each query normalised by
-the support images alone. Time: the whole training with validations, compiling included, without that of the network
-that it started from; two runs of one thread shared the machine, a core each.
+the support images alone. `shift`: training images, and no others, were moved by up to so many pixels, as Santoro et
+al. (2016) do; the paper does not. Time: the whole training with validations, compiling included, without that of the
+network that it started from; two runs of one thread shared the machine, a core each.
 """
 
 REPRODUCE = """\
@@ -59,7 +60,7 @@ MAML for {cell_name} classification of handwritten characters, second order: {ac
 - The file: weights, step sizes, config and class split of a `Conv4` network, {kilobytes} kB. Its SHA-256 sum is
   `{sha}`.
 - Data: Omniglot, 28x28, ink 1, paper 0, the split `finn`: 1,100 characters to train, 100 to validate, 423 to test, by
-  name in the file. Classes are rotated by multiples of 90 degrees, in every split.
+  name in the file. Classes are rotated by multiples of 90 degrees, in every split.{moved}
 - Trained for {iterations:,} meta-iterations of {meta_batch} tasks in {time}, from {start};
   the checkpoint of meta-iteration {iteration:,} was the best on {validate_tasks:,} validation tasks ({val_accuracy:.2f}
   %). Machine: {machine}. The command, at commit {commit}:
@@ -177,8 +178,8 @@ def _comparison(runs: list[dict], published: list[dict], order: str) -> str:
 
 def _runs(runs: list[dict]) -> str:
     """How each run was trained, and its accuracy under the other reading of normalisation."""
-    header = ["run", "`support`", "meta-iterations x tasks", "`meta_lr`", "best at", "inner steps", "step sizes"]
-    header += ["time", "machine"]
+    header = ["run", "`support`", "meta-iterations x tasks", "`meta_lr`", "`shift`", "best at", "inner steps"]
+    header += ["step sizes", "time", "machine"]
     rows = []
     for run in runs:
         algorithm, train = run["config"]["algorithm"], run["config"]["train"]
@@ -188,6 +189,7 @@ def _runs(runs: list[dict]) -> str:
                 figure(run, "support"),
                 f"{train['iterations']:,} x {train['meta_batch']}",
                 train["meta_lr"],
+                train.get("shift", 0),
                 f"{run['iteration']:,}",
                 algorithm["inner_steps"],
                 "learned" if algorithm["learn_inner_lr"] else algorithm["inner_lr"],
@@ -236,6 +238,7 @@ def model_card(run: dict, runs: Sequence[dict] = ()) -> str:
         commit=run["commit"],
         time=effort(run),
         start=f"`{_start(run)}`" if _start(run) else "random weights",
+        moved=f" Training images were moved by up to {train['shift']} px." if train.get("shift") else "",
         machine=describe(run["sessions"][-1]),
         iteration=run["iteration"],
         val_accuracy=run["val_accuracy"],

@@ -134,9 +134,7 @@ class Train(_Section):
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="outer learning rate: `constant`, or `cosine` decay to zero over all meta-iterations"
     )
-    shift: int = Field(
-        0, ge=0, description="move each training image by up to so many pixels, at random, down and across"
-    )
+    shift: int = Field(0, ge=0, description="move each training image at random, by up to so many pixels each way")
     validate_every: int = Field(500, ge=1, description="meta-iterations between validations")
     validate_tasks: int = Field(200, ge=2, description="tasks of the fixed validation set")
     max_grad_norm: Rate | None = Field(None, description="clip the meta-gradient to this norm; unset: not at all")
@@ -184,15 +182,11 @@ class Experiment(_Section):
         return values
 
     @model_validator(mode="after")
-    def _shifted_images_stay_in_view(self) -> Experiment:
+    def _the_sections_fit_together(self) -> Experiment:
         if self.train.shift >= self.data.image_size:
             raise ValueError(
                 f"`train.shift` should be less than `data.image_size`, {self.data.image_size}, found {self.train.shift}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _the_loop_is_learn2learn_s_own(self) -> Experiment:
         if self.algorithm.engine == "loop":
             for key, default in (("compile", "auto"), ("precision", "float32")):
                 if getattr(self.run, key) not in (default, False):
