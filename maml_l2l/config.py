@@ -151,7 +151,7 @@ class Run(_Section):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$",
-        description="`auto` (CUDA where there is such a GPU, else `cpu`), `cpu`, `cuda`, `cuda:1`, ..., `mps` (untested)",
+        description="`auto` (CUDA where there is a GPU, else `cpu`), `cpu`, `cuda`, `cuda:1`, ..., `mps` (untested)",
     )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of PyTorch; unset: PyTorch's own choice")
     compile: bool | Literal["auto"] = Field(
