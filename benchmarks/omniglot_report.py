@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import common
 from maml_l2l.config import documented_keys, load_experiment, parse_experiment
 from maml_l2l.machine import describe
+from maml_l2l.run_folder import BEST
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PRETRAINED = ROOT / "benchmarks" / "results" / "omniglot", ROOT / "pretrained"
@@ -127,15 +128,23 @@ def _start(run: dict) -> str | None:
     return run["config"]["model"].get("pretrained")
 
 
+def _start_name(run: dict) -> str:
+    """The name of the network that a run started from: that of its file, or of the run folder that it lies in."""
+    path = Path(_start(run))
+    return path.parent.name if path.name == BEST else path.stem
+
+
 def _origin(run: dict) -> str:
-    """The seed of a run, and the name of the network that it started from."""
-    start = _start(run)
-    return f"seed {run['seed']}" + (f", from {Path(start).stem.removeprefix('omniglot_')}" if start else "")
+    """The seed of a run, and the network that it started from."""
+    if not _start(run):
+        return f"seed {run['seed']}"
+    task_size = _start_name(run).removeprefix("omniglot_").split("_")[0]
+    return f"seed {run['seed']}, from {task_size}"
 
 
 def run_name(run: dict) -> str:
     """What tells a run from the others: task size, order, seed and start."""
-    start = f"_from_{Path(_start(run)).stem}" if _start(run) else ""
+    start = f"_from_{_start_name(run)}" if _start(run) else ""
     return f"{run['cell']}_{run['order']}_seed{run['seed']}{start}"
 
 

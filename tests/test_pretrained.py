@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 
@@ -103,12 +104,15 @@ def test_a_run_that_starts_from_another_is_recorded_beside_one_that_does_not(gly
     tiny = [*TINY, "task.ways=5", "eval.tasks=2", "eval.steps=1", f"data.root={glyphs_root}"]
     train(load_experiment(None, tiny), recorded / "run")
     train(load_experiment(None, [*tiny, f"model.pretrained={recorded / 'run' / 'best.pth'}"]), recorded / "second")
-    for name in ("run", "second"):
+    shutil.copy(recorded / "run" / "best.pth", recorded / "omniglot_5w1s.pth")
+    train(load_experiment(None, [*tiny, f"model.pretrained={recorded / 'omniglot_5w1s.pth'}"]), recorded / "third")
+    for name in ("run", "second", "third"):
         omniglot.record(recorded / name, publish=False)
-    names = ["5w1s_second_seed0.json", "5w1s_second_seed0_from_best.json"]
+    starts = ("", "_from_omniglot_5w1s", "_from_run")
+    names = [f"5w1s_second_seed0{start}.json" for start in starts]
     assert sorted(path.name for path in (recorded / "results").iterdir()) == names
     text = omniglot_report.results_markdown(omniglot_report.load_results(), [])
-    assert all(f"| 5w1s, second order, seed 0{start} " in text for start in ("", ", from best"))
+    assert all(f"| 5w1s, second order, seed 0{start} " in text for start in ("", ", from run", ", from 5w1s"))
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run['cell']}-{run['order']}-{run['seed']}")
