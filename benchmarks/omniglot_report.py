@@ -41,6 +41,11 @@ al. (2016) do; the paper does not. Time: the whole training with validations, co
 network that it started from; two runs of one thread shared the machine, a core each.
 """
 
+COMMANDS = """\
+The command of each row, in this order, with the configs as they are now. The 20-way networks of seed 0 came first: what
+the commands and cards call `pretrained/omniglot_20w1s.pth`, as a start, is now `pretrained/earlier/omniglot_20w1s.pth`.
+"""
+
 REPRODUCE = """\
 `python -m benchmarks.omniglot record runs/NAME` evaluates the run and writes its figures to
 [benchmarks/results/omniglot](benchmarks/results/omniglot), unless they are there already (remove the file first);
@@ -221,7 +226,7 @@ def results_markdown(runs: list[dict], published: list[dict]) -> str:
             f"![accuracy of every run beside the published ones]({PICTURE.relative_to(ROOT)})\n",
             f"Published figures:\n\n{sources}\n",
             f"## The runs\n\n{SETTINGS}\n{_runs(runs)}\n",
-            f"The command of each row, in this order, with the configs as they are now:\n\n{commands}\n",
+            f"{COMMANDS}\n{commands}\n",
             REPRODUCE,
         ]
     )
