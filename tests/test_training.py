@@ -176,8 +176,8 @@ def test_validation_tasks_are_the_same_each_time(experiment, tmp_path, monkeypat
     seen = []
     stream = training.task_stream
 
-    def spy(experiment, images, split, name):
-        tasks = stream(experiment, images, split, name)
+    def spy(experiment, images, split, name, *options):
+        tasks = stream(experiment, images, split, name, *options)
         batch = tasks.batch
 
         def recording_batch(start, count):
