@@ -69,7 +69,8 @@ MAML for {cell_name} classification of handwritten characters, second order: {ac
   name in the file. Classes are rotated by multiples of 90 degrees, in every split.{moved}
 - Trained for {iterations:,} meta-iterations of {meta_batch} tasks in {time}, from {start};
   the checkpoint of meta-iteration {iteration:,} was the best on {validate_tasks:,} validation tasks ({val_accuracy:.2f}
-  %). Machine: {machine}. The command, at commit {commit}:
+  %). Machine: {machine}. The command, at commit {commit},
+  whose networks it names:
 
       {command}
 
