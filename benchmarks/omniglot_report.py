@@ -42,8 +42,7 @@ network that it started from; two runs of one thread shared the machine, a core 
 """
 
 COMMANDS = """\
-The command of each row, in this order, with the configs as they are now. The 20-way networks of seed 0 came first: what
-the commands and cards call `pretrained/omniglot_20w1s.pth`, as a start, is now `pretrained/earlier/omniglot_20w1s.pth`.
+The command of each row, in this order, with configs and checkpoints as they are now.
 """
 
 REPRODUCE = """\
@@ -69,8 +68,8 @@ MAML for {cell_name} classification of handwritten characters, second order: {ac
   name in the file. Classes are rotated by multiples of 90 degrees, in every split.{moved}
 - Trained for {iterations:,} meta-iterations of {meta_batch} tasks in {time}, from {start};
   the checkpoint of meta-iteration {iteration:,} was the best on {validate_tasks:,} validation tasks ({val_accuracy:.2f}
-  %). Machine: {machine}. The command, at commit {commit},
-  whose networks it names:
+  %). Machine: {machine}. Trained at commit {commit}; the
+  command, with configs and checkpoints as they are now:
 
       {command}
 
