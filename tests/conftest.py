@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+# Two workers share two cores: more threads of PyTorch, here or in the commands that tests start, wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

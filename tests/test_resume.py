@@ -1,5 +1,6 @@
 """Never lose a run: killed, interrupted, full disks, damaged files; what is resumed ends as if nothing had happened."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -91,19 +92,22 @@ def start(context, *arguments):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
 def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(context, overrides, uninterrupted, tmp_path):
-    moments, killed = random.Random(5), 0
-    for folder in (tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "c" / "run"):
-        for _ in range(8):
+    for name in ("first", "timed"):  # the first one starts the server, too
+        started = time.monotonic()
+        start(context, overrides, tmp_path / name / "run").join()
+        whole = time.monotonic() - started
+    moments, killed, folders = random.Random(5), 0, itertools.count()
+    while killed < 20:
+        folder, exitcode = tmp_path / str(next(folders)) / "run", None
+        while exitcode != 0:
             process = start(context, overrides, folder)
-            process.join(moments.uniform(0.1, 1.6))
+            process.join(moments.uniform(0, whole))
             process.kill()
             process.join()
-            killed += process.exitcode == -signal.SIGKILL
-        process = start(context, overrides, folder)
-        process.join()
-        assert process.exitcode == 0
+            exitcode = process.exitcode
+            assert exitcode in (0, -signal.SIGKILL)
+            killed += exitcode != 0
         assert_same_run(folder, uninterrupted)
-    assert killed >= 20
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
