@@ -1,5 +1,7 @@
 """The engines against one another: the same gradients, scores and trained weights, for any module."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -304,6 +306,27 @@ def test_without_a_compiler_training_goes_on_with_a_warning(monkeypatch):
 def test_the_default_chunk_divides_the_meta_batch_where_it_can(tasks, images_a_task, expected):
     batch = random_tasks(tasks, images_a_task, 1, 1, side=2)
     assert VectorizedMAML(mlp(5), lr=0.1)._default_chunk(batch) == expected
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -1.0])
+def test_a_gradient_that_is_compiled_wrong_is_not_used(wrong, monkeypatch):
+    def miscompile(function, **_):
+        def compiled(*arguments):
+            gradients, scores = function(*arguments)
+            return {name: wrong * part for name, part in gradients.items()}, scores
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", miscompile)
+    tasks = random_tasks(2, 5, 1, 2)
+    loop, vectorized = learner_pair(mlp, 5)
+    vectorized.compile = True
+    with pytest.warns(
+        UserWarning, match="uncompiled, because compiling failed: the compiled gradient is off by"
+    ):
+        vectorized.meta_gradient(tasks, 1)
+    loop.meta_gradient(tasks, 1)
+    assert relative_error(gradient(vectorized), gradient(loop)) < 1e-9
 
 
 def test_bfloat16_products_keep_the_scores_near_those_of_float32():
