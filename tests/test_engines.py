@@ -321,9 +321,7 @@ def test_a_gradient_that_is_compiled_wrong_is_not_used(wrong, monkeypatch):
     tasks = random_tasks(2, 5, 1, 2)
     loop, vectorized = learner_pair(mlp, 5)
     vectorized.compile = True
-    with pytest.warns(
-        UserWarning, match="uncompiled, because compiling failed: the compiled gradient is off by"
-    ):
+    with pytest.warns(UserWarning, match="uncompiled, because compiling failed: the compiled gradient is off by"):
         vectorized.meta_gradient(tasks, 1)
     loop.meta_gradient(tasks, 1)
     assert relative_error(gradient(vectorized), gradient(loop)) < 1e-9

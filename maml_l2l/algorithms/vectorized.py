@@ -19,7 +19,6 @@ Parameters = dict[str, torch.Tensor]
 # fewer and larger operations.
 _IMAGES_COMPILED, _IMAGES_UNCOMPILED = 50, 100
 
-
 # Of the gradient's norm; bfloat16 products, which compiled code rounds elsewhere, make 0.14 of it.
 _MOST_DIFFERENCE = 0.5
 
