@@ -151,15 +151,14 @@ def measure(name: str, order: str, engines: list[str], repeats: int, device: str
     times: dict[str, list[float]] = {engine: [] for engine in workers}
     peaks = []
     for _ in range(repeats):
-        if not device.startswith("cuda"):
-            peaks.append(common.matmul_peak())
+        peaks.append(common.matmul_peak(device))
         for engine, (connection, _) in workers.items():
             connection.send(True)
             times[engine].append(connection.recv())
-    return _rows(name, order, workers, times, gigaflop(setting, order), statistics.median(peaks) if peaks else None)
+    return _rows(name, order, workers, times, gigaflop(setting, order), statistics.median(peaks))
 
 
-def _rows(name: str, order: str, workers: dict, times: dict, work: float, peak: float | None) -> list[dict]:
+def _rows(name: str, order: str, workers: dict, times: dict, work: float, peak: float) -> list[dict]:
     rows = []
     loop = statistics.median(times["loop"])
     for engine, (connection, ready) in workers.items():
@@ -168,21 +167,21 @@ def _rows(name: str, order: str, workers: dict, times: dict, work: float, peak: 
         row = {"setting": name, "order": order, "engine": engine, "ms": median, "speed_up": loop / median}
         peak_mib, added_mib = connection.recv()
         row |= {"peak_mib": peak_mib, "added_mib": added_mib, "gflop": work, "gflop_per_s": work / median * 1e3}
-        row |= {"peak_gflop_per_s": peak, "peak_share": 100 * row["gflop_per_s"] / peak if peak else None}
+        row |= {"peak_gflop_per_s": peak, "peak_share": 100 * row["gflop_per_s"] / peak}
         rows.append(row | {"all_ms": times[engine], "first_call_s": ready})
     return rows
 
 
 def as_cells(row: dict) -> list[str]:
     """A row of the printed table."""
-    share = f"{row['peak_share']:.0f} %" if row["peak_share"] else "-"
     figures = [
-        f"{row['ms']:.0f}",
+        f"{row['ms']:.1f}",
         f"{row['speed_up']:.1f}x",
         f"{row['peak_mib']:.0f} ({row['added_mib']:.0f})",
         f"{row['gflop_per_s']:.0f}",
+        f"{row['peak_share']:.0f} %",
     ]
-    return [row["setting"], row["order"], row["engine"], *figures, share, f"{row['first_call_s']:.0f}"]
+    return [row["setting"], row["order"], row["engine"], *figures, f"{row['first_call_s']:.0f}"]
 
 
 def plot(rows: list[dict], path: str, machine: str) -> None:

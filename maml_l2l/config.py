@@ -37,9 +37,7 @@ class Data(_Section):
         "(pictures of your own, in a folder for each class)",
     )
     root: PathText = Field("data", description="folder that holds the data set, or will")
-    source: PathText | None = Field(
-        None, description="omniglot: another base address, or a folder that holds the two archives"
-    )
+    source: PathText | None = Field(None, description="omniglot: another base address, or a folder of both archives")
     verify: bool = Field(True, description="omniglot: refuse archives whose MD5 sum is not the original's")
     split: Literal["finn", "alphabets"] = Field(
         "finn",
@@ -154,8 +152,11 @@ class Run(_Section):
         description="`auto` (CUDA where there is a GPU, else `cpu`), `cpu`, `cuda`, `cuda:1`, ..., `mps` (untested)",
     )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of PyTorch; unset: PyTorch's own choice")
+    workers: int | None = Field(
+        None, ge=0, le=1024, description="processes that draw training tasks ahead; unset: up to 8 with a GPU, else 0"
+    )
     compile: bool | Literal["auto"] = Field(
-        "auto", description="compile the vectorized engine: true, false, or `auto`: on CPUs from 1,000 meta-iterations"
+        "auto", description="compile the vectorized engine: true, false, or `auto`: from 1,000 meta-iterations on"
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="vectorized: round what convolutions multiply to `bfloat16`, which some CPUs do faster"

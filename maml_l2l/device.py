@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 
 import torch
 
 from maml_l2l.config import Run
 from maml_l2l.errors import UserError
+
+_MOST_WORKERS = 8
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -33,6 +36,18 @@ def choose_device(run: Run) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def drawing_workers(run: Run, device: torch.device) -> int:
+    """The number of processes that draw tasks while `device` computes: `run.workers`, or what suits the machine.
+
+    On CPUs they would take the cores that compute; beside a GPU one process draws too slowly to keep it busy.
+    """
+    if run.workers is not None:
+        return run.workers
+    forks = "fork" in multiprocessing.get_all_start_methods()  # others start slowly, with a copy of all images each
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(_MOST_WORKERS, os.cpu_count() // local_processes) if device.type == "cuda" and forks else 0
 
 
 def _keep_freed_memory() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
 from maml_l2l.config import Experiment
@@ -87,15 +89,40 @@ class TaskStream:
 
     def batch(self, start: int, count: int) -> TaskBatch:
         """Tasks `start`, ..., `start + count - 1` of the stream, on the CPU, float32."""
-        tasks = [self._task(index) for index in range(start, start + count)]
-        images = torch.stack(tasks).float().div_(255)  # (T, ways, shots + queries, C, H, W)
-        support, query = images.split([self.shots, self.queries], dim=2)
-        labels = torch.arange(self.ways)
+        return self._tasks_of(self.draw(start, count))
+
+    def batches(self, starts: Sequence[int], count: int, device: torch.device, workers: int = 0) -> Iterator[TaskBatch]:
+        """`batch(start, count)` on `device`, for each of `starts`.
+
+        workers: processes that draw tasks ahead; 0: this one draws them, each batch when it is asked for.
+        """
+        forks = workers > 0 and "fork" in multiprocessing.get_all_start_methods()
+        loader = DataLoader(
+            _Draws(self, count),
+            batch_size=None,
+            sampler=starts,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            multiprocessing_context="fork" if forks else None,
+            worker_init_fn=_leave_signals_to_the_parent,
+            generator=torch.Generator(),  # else it draws a number from the global one
+        )
+        for pixels in loader:
+            yield self._tasks_of(pixels.to(device, non_blocking=True))
+
+    def draw(self, start: int, count: int) -> torch.Tensor:
+        """(T, ways, shots + queries, C, H, W) uint8: the images of tasks `start`, ..., `start + count - 1`."""
+        return torch.stack([self._task(index) for index in range(start, start + count)])
+
+    def _tasks_of(self, pixels: torch.Tensor) -> TaskBatch:
+        """The tasks of what `draw` gave, where `pixels` lie."""
+        support, query = pixels.float().div_(255).split([self.shots, self.queries], dim=2)
+        labels = torch.arange(self.ways, device=pixels.device)
         return TaskBatch(
             support.flatten(1, 2),
-            labels.repeat_interleave(self.shots).expand(count, -1),
+            labels.repeat_interleave(self.shots).expand(len(pixels), -1),
             query.flatten(1, 2),
-            labels.repeat_interleave(self.queries).expand(count, -1),
+            labels.repeat_interleave(self.queries).expand(len(pixels), -1),
             self.ways,
         )
 
@@ -109,6 +136,22 @@ class TaskStream:
         if self.rotate:
             pixels = torch.stack([torch.rot90(of_class, random.randrange(4), (-2, -1)) for of_class in pixels])
         return _shifted(pixels, self.shift) if self.shift else pixels
+
+
+class _Draws(Dataset):
+    """What `stream.draw(start, count)` gives, by `start`."""
+
+    def __init__(self, stream: TaskStream, count: int):
+        self._stream, self._count = stream, count
+
+    def __getitem__(self, start: int) -> torch.Tensor:
+        return self._stream.draw(start, self._count)
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """A worker inherits what the parent does on signals; Ctrl-C, which reaches both, is the parent's to act on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def task_stream(

@@ -18,12 +18,12 @@ from maml_l2l.config import Experiment
 from maml_l2l.data.images import LabelledImages
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.data.splits import ClassSplit
-from maml_l2l.device import choose_device
+from maml_l2l.device import choose_device, drawing_workers
 from maml_l2l.errors import UserError
 from maml_l2l.evaluation import Evaluation, evaluate
 from maml_l2l.interruption import StopRequests
 from maml_l2l.run_folder import NoRunFolder, RunFolder, refuse_used_folder, saved_state, started_by
-from maml_l2l.tasks import task_stream
+from maml_l2l.tasks import TaskBatch, task_stream
 
 _WORTH_COMPILING = 1000  # meta-iterations; compiling takes the time of some hundred
 
@@ -54,7 +54,7 @@ class MetaTrainer:
         self.backbone = backbone_arguments(experiment.model, experiment.task.ways, images.pixels.shape[1])
         compile_ = experiment.run.compile
         if compile_ == "auto":
-            compile_ = device.type == "cpu" and experiment.train.iterations >= _WORTH_COMPILING
+            compile_ = device.type != "mps" and experiment.train.iterations >= _WORTH_COMPILING
         options = {"compile": compile_, "precision": experiment.run.precision}
         self.learner = build_learner(experiment.algorithm, self.backbone, **options).to(device)
         self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=experiment.train.meta_lr)
@@ -65,30 +65,33 @@ class MetaTrainer:
         Raises `UserError`, before the weights change, where a loss or a meta-gradient is not finite.
         """
         settings = self.experiment.train
-        while self.done < settings.iterations:
+        first, count = distributed.share(settings.meta_batch)
+        starts = range(
+            self.done * settings.meta_batch + first, settings.iterations * settings.meta_batch, settings.meta_batch
+        )
+        workers = drawing_workers(self.experiment.run, self.device)
+        for tasks in self.training_tasks.batches(starts, count, self.device, workers):
             meta_lr = self._set_meta_lr(self.done)
-            loss, accuracy = self._meta_gradient(self.done)
+            loss, accuracy = self._meta_gradient(tasks)
             self.optimizer.step()
             self.done += 1
             yield MetaIteration(self.done, loss, accuracy, meta_lr)
 
-    def _meta_gradient(self, iteration: int) -> tuple[float, float]:
-        """Set the meta-gradient of the whole meta-batch, of which each process works on its share.
+    def _meta_gradient(self, tasks: TaskBatch) -> tuple[float, float]:
+        """Set the meta-gradient of the whole meta-batch, of which `tasks` are the share of this process.
 
         Returns mean loss (nats) and accuracy (percent) over the meta-batch.
         """
         settings, algorithm = self.experiment.train, self.experiment.algorithm
         parameters = list(self.learner.parameters())
-        first, count = distributed.share(settings.meta_batch)
-        tasks = self.training_tasks.batch(iteration * settings.meta_batch + first, count).to(self.device)
         scores = self.learner.meta_gradient(tasks, algorithm.inner_steps, algorithm.normalisation)
         means = torch.stack([scores.losses.mean(), scores.accuracies.mean()])
         if distributed.processes() > 1:
             parts = [*(parameter.grad for parameter in parameters), means]
-            torch._foreach_mul_(parts, count / settings.meta_batch)
+            torch._foreach_mul_(parts, len(tasks) / settings.meta_batch)
             distributed.sum_in_place(parts)
         loss, accuracy = means.tolist()
-        self._check_finite(iteration, loss)
+        self._check_finite(loss)
         if settings.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         return loss, 100 * accuracy
@@ -146,15 +149,15 @@ class MetaTrainer:
         self.optimizer.param_groups[0]["lr"] = meta_lr
         return meta_lr
 
-    def _check_finite(self, iteration: int, loss: float) -> None:
+    def _check_finite(self, loss: float) -> None:
         gradients = torch.stack([parameter.grad.sum() for parameter in self.learner.parameters()])
         if math.isfinite(loss) and gradients.isfinite().all():
             return
         quantity = "meta-gradient" if math.isfinite(loss) else "loss"
         tasks = self.experiment.train.meta_batch
         raise UserError(
-            f"the {quantity} of meta-iteration {iteration + 1} is not finite (tasks {iteration * tasks} to "
-            f"{(iteration + 1) * tasks - 1} of seed {self.experiment.run.seed}, split train). Its update was not "
+            f"the {quantity} of meta-iteration {self.done + 1} is not finite (tasks {self.done * tasks} to "
+            f"{(self.done + 1) * tasks - 1} of seed {self.experiment.run.seed}, split train). Its update was not "
             "applied, and the checkpoints written before it stay. Lower algorithm.inner_lr or train.meta_lr."
         )
 

@@ -61,15 +61,16 @@ def make_trainer(overrides):
     images = load_data(experiment.data)
     trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), torch.device("cpu"))
     trainer.learner.double()
-    batch = trainer.training_tasks.batch
-    trainer.training_tasks.batch = lambda *arguments: batch(*arguments).to(dtype=torch.float64)
     return trainer
 
 
 def meta_gradient(overrides):
     """(loss, accuracy, gradient) in float64; as plain numbers, which processes pass on by value."""
     trainer = make_trainer(overrides)
-    loss, accuracy = trainer._meta_gradient(3)
+    meta_batch = trainer.experiment.train.meta_batch
+    first, count = distributed.share(meta_batch)
+    tasks = trainer.training_tasks.batch(3 * meta_batch + first, count).to(dtype=torch.float64)
+    loss, accuracy = trainer._meta_gradient(tasks)
     gradient = torch.cat([parameter.grad.flatten() for parameter in trainer.learner.parameters()])
     return loss, accuracy, gradient.tolist()
 

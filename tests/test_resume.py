@@ -132,6 +132,7 @@ def command(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a process group of its own, as a shell gives it
     )
     try:
         yield process
@@ -160,14 +161,21 @@ def same_state(found, expected):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_what_was_done_and_says_how_to_resume(overrides, tmp_path, number):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_saves_what_was_done_and_says_how_to_resume(overrides, tmp_path, number, workers):
     folder = tmp_path / "run"
     endless = [*overrides, "train.iterations=100000", "run.compile=false", "train.checkpoint_every=7"]
+    endless += [f"run.workers={workers}"]
     copy = tmp_path / "a copy.pth"
     with command("--set", *endless, "--run_dir", folder, "--save_to", copy) as process:
         wait_for_metrics(folder, 7)
-        process.send_signal(number)
+        if number == signal.SIGINT:  # a terminal sends it to all of the run's processes
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
         _, error = process.communicate(timeout=60)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
     assert process.returncode == 128 + number
     assert f"stopped by {number.name}: python -m maml_l2l.train --resume {folder} --save_to '{copy}' goes on" in error
     assert "Traceback" not in error

@@ -57,6 +57,22 @@ def test_the_stream_is_a_pure_function_of_its_key(key, start, offset):
     assert torch.equal(whole.query[offset], alone.query[0])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_whoever_draws_them(workers):
+    torch.manual_seed(0)
+    expected_number = torch.rand(1)
+    torch.manual_seed(0)
+    tasks = stream(shift=1)
+    starts = range(7, 40, 5)
+    found = list(tasks.batches(starts, 3, torch.device("cpu"), workers))
+    assert len(found) == len(starts)
+    for start, batch in zip(starts, found, strict=True):
+        expected = tasks.batch(start, 3)
+        for name in ("support", "support_labels", "query", "query_labels"):
+            assert torch.equal(getattr(batch, name), getattr(expected, name)), name
+    assert torch.equal(torch.rand(1), expected_number), "it drew from the global generator"
+
+
 def test_other_seeds_splits_and_indices_give_other_tasks():
     first = stream().batch(0, 20).support
     assert not torch.equal(first, stream(seed=1).batch(0, 20).support)

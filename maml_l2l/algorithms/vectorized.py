@@ -15,9 +15,9 @@ from maml_l2l.tasks import TaskBatch
 
 Parameters = dict[str, torch.Tensor]
 
-# Support images of a chunk, the best of 25 to 160 at 5 and 20 ways: compiled code gains from the cache, the other from
-# fewer and larger operations.
-_IMAGES_COMPILED, _IMAGES_UNCOMPILED = 50, 100
+# Support images of a chunk on a CPU, the best of 25 to 160 at 5 and 20 ways: compiled code gains from the cache, the
+# other from fewer and larger operations. A GPU wants all there is; this bounds its memory.
+_IMAGES_COMPILED, _IMAGES_UNCOMPILED, _IMAGES_GPU = 50, 100, 800
 
 # Of the gradient's norm; bfloat16 products, which compiled code rounds elsewhere, make 0.14 of it.
 _MOST_DIFFERENCE = 0.5
@@ -106,6 +106,8 @@ class VectorizedMAML(MetaLearner):
     def _default_chunk(self, tasks: TaskBatch) -> int:
         """So many tasks that their activations stay near the cache, and if possible a divisor of their number."""
         images = _IMAGES_COMPILED if self.compile else _IMAGES_UNCOMPILED
+        if tasks.support.is_cuda:
+            images = _IMAGES_GPU
         most = min(len(tasks), max(1, images // tasks.support.shape[1]))
         divisor = max(size for size in range(1, most + 1) if len(tasks) % size == 0)
         return divisor if 2 * divisor > most else most
@@ -129,7 +131,8 @@ class VectorizedMAML(MetaLearner):
             tensor.contiguous() for tensor in (tasks.support, tasks.support_labels, tasks.query, tasks.query_labels)
         ]
         gradients, scores = self._compiled(parameters, *images)
-        return list(gradients.values()), scores
+        # Cloned, because on a GPU the next chunk's are written where these lie.
+        return list(gradients.values()), Scores(*(part.clone() for part in scores))
 
     def _compile(self, tasks: TaskBatch, inner_steps: int, normalisation: str) -> None:
         """Compile by taking one meta-gradient; warn and stay uncompiled where this machine cannot, or gets it wrong."""
@@ -148,7 +151,9 @@ class VectorizedMAML(MetaLearner):
         chunk_gradient.__code__ = chunk_gradient.__code__.replace()
         tqdm.write("compiling the meta-gradient, which takes a minute or more (run.compile: false does without)")
         start = time.perf_counter()
-        self._compiled = torch.compile(chunk_gradient, dynamic=False, fullgraph=True)
+        # Launching its kernels one by one would take a GPU longer than running them: CUDA graphs launch all at once.
+        mode = "reduce-overhead" if tasks.support.is_cuda else None
+        self._compiled = torch.compile(chunk_gradient, dynamic=False, fullgraph=True, mode=mode)
         try:
             found = self._run_compiled(tasks)[0]
             _check_gradient(found, super()._chunk_gradient(tasks, inner_steps, normalisation)[0])
