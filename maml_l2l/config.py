@@ -158,8 +158,8 @@ class Run(_Section):
     compile: bool | Literal["auto"] = Field(
         "auto", description="compile the vectorized engine: true, false, or `auto`: from 1,000 meta-iterations on"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="vectorized: round what convolutions multiply to `bfloat16`, which some CPUs do faster"
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32", description="round what is multiplied to `tf32` (GPUs) or `bfloat16` (convolutions; for some CPUs)"
     )
     tensorboard: bool = Field(False, description="write TensorBoard event files (`pip install tensorboard`)")
 

@@ -33,8 +33,9 @@ def choose_device(run: Run) -> torch.device:
     missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     if missing or (device.type == "mps" and not torch.backends.mps.is_available()):
         raise UserError(f"run.device is {name}, which PyTorch does not find here. Use run.device=auto or cpu.")
-    if device.type == "cuda":
+    if device.index is not None:
         torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
     return device
 
 

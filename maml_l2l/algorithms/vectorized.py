@@ -155,7 +155,9 @@ class VectorizedMAML(MetaLearner):
         mode = "reduce-overhead" if tasks.support.is_cuda else None
         self._compiled = torch.compile(chunk_gradient, dynamic=False, fullgraph=True, mode=mode)
         try:
-            found = self._run_compiled(tasks)[0]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module=r"torch\._inductor")  # advice to who writes kernels
+                found = self._run_compiled(tasks)[0]
             _check_gradient(found, super()._chunk_gradient(tasks, inner_steps, normalisation)[0])
         except Exception as error:  # the compiler's stack raises its own errors, the C++ compiler's among them
             self._compiled = None
