@@ -189,8 +189,8 @@ class Experiment(_Section):
                 f"`train.shift` should be less than `data.image_size`, {self.data.image_size}, found {self.train.shift}"
             )
         if self.algorithm.engine == "loop":
-            for key, default in (("compile", "auto"), ("precision", "float32")):
-                if getattr(self.run, key) not in (default, False):
+            for key, refused in (("compile", True), ("precision", "bfloat16")):
+                if getattr(self.run, key) == refused:
                     raise ValueError(f"`run.{key}` is for `algorithm.engine: vectorized`, found engine `loop`")
         return self
 

@@ -41,6 +41,11 @@ def config_file(tmp_path, text):
             "algorithm:\n  engine: loop\nrun:\n  compile: true\n",
             r"experiment.yaml: `run.compile` is for `algorithm.engine: vectorized`, found engine `loop`",
         ),
+        (
+            "algorithm:\n  engine: loop\nrun:\n  precision: bfloat16\n",
+            r"`run.precision` is for `algorithm.engine: vectorized`, found engine `loop`",
+        ),
+        ("run:\n  workers: -1\n", r"`run.workers` should be greater than or equal to 0, found -1"),
         ("train:\n  shift: 28\n", r"`train.shift` should be less than `data.image_size`, 28, found 28"),
         ("data:\n  image_size: 32\n", r"`data.image_size` is 28 for `data.name: omniglot`, found 32"),
         ("data:\n  name: glyphs\n  channels: 3\n", r"`data.channels` is 1 for `data.name: glyphs`, found 3"),
