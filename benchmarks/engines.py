@@ -37,7 +37,7 @@ from maml_l2l.tasks import TaskBatch
 
 
 class Setting(NamedTuple):
-    """The sizes of a meta-iteration, as the paper trains."""
+    """The sizes of a meta-iteration, as the paper trains, and how the network halves images."""
 
     ways: int
     shots: int
@@ -45,6 +45,7 @@ class Setting(NamedTuple):
     tasks: int
     steps: int
     inner_lr: float
+    downsample: str = "stride"
 
 
 SETTINGS = {
@@ -52,6 +53,7 @@ SETTINGS = {
     "5w5s": Setting(5, 5, 5, 32, 1, 0.4),
     "20w1s": Setting(20, 1, 1, 16, 5, 0.1),
     "20w5s": Setting(20, 5, 5, 16, 5, 0.1),
+    "5w1s_max_pool": Setting(5, 1, 1, 32, 1, 0.4, "max_pool"),
 }
 ENGINES = ("loop", "loop+malloc", "vectorized", "compiled", "bfloat16", "higher", "torchopt", "jax")
 
@@ -74,10 +76,10 @@ def make_step(engine: str, setting: Setting, order: str, device: str) -> Callabl
     """One meta-gradient over all tasks of the setting; the device has finished when it returns."""
     torch.manual_seed(0)
     tasks, first_order = random_tasks(setting), order == "first"
-    backbone = {"ways": setting.ways, "channels": 1, "filters": 64, "downsample": "stride"}
+    backbone = {"ways": setting.ways, "channels": 1, "filters": 64, "downsample": setting.downsample}
     if engine in ("higher", "torchopt", "jax"):
-        if device != "cpu":
-            raise ImportError("other packages are measured on the CPU only")
+        if device != "cpu" or setting.downsample != "stride":
+            raise ImportError("other packages are measured on the CPU only, with stride")
         peer = getattr(peers, f"{engine}_step")
         return peer(Conv4(**backbone), tasks, setting.inner_lr, setting.steps, first_order)
     if engine == "loop+malloc":
@@ -129,7 +131,9 @@ def peak_memory(device: str) -> float:
 def gigaflop(setting: Setting, order: str) -> float:
     """The floating-point work of learn2learn's loop, counted by torch on one task."""
     one = next(random_tasks(setting).chunks(1))
-    learner = LoopMAML(Conv4(setting.ways), lr=setting.inner_lr, first_order=order == "first")
+    learner = LoopMAML(
+        Conv4(setting.ways, downsample=setting.downsample), lr=setting.inner_lr, first_order=order == "first"
+    )
     with FlopCounterMode(display=False) as counter:
         learner.meta_gradient(one, setting.steps)
     return setting.tasks * counter.get_total_flops() / 1e9

@@ -91,7 +91,7 @@ def main() -> None:
     ).parse_args()
     found = machine()
     images = omniglot_sized_images()
-    rows = [measure(images, setting) for setting in SETTINGS]
+    rows = [measure(images, name) for name, setting in SETTINGS.items() if setting.downsample == "stride"]
     print(describe(found))
     header = ["setting", "maml_l2l (ms/task)", "learn2learn (ms/task)", "ratio", "sampling share of a step"]
     cells = [
