@@ -26,7 +26,8 @@ def add_set_option(parser: argparse.ArgumentParser, example: str) -> None:
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main()` and leave the process with its exit status.
 
-    0; 2 after a `UserError`, which is printed as one `error: ...` line on stderr; 130 after Ctrl-C, 143 after SIGTERM.
+    0; 2 after a `UserError`, which is printed as one `error: ...` line on stderr, and where a GPU's memory does not do;
+    130 after Ctrl-C, 143 after SIGTERM.
     Any other exception is a bug and keeps its traceback.
     """
     try:
@@ -58,6 +59,13 @@ def _status(main: Callable[[], None]) -> int | str | None:
         return 130
     except SystemExit as leave:  # argparse, after --help or a bad option
         return leave.code
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")  # not imported for this: --help does without
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = _one_line(str(error)).partition(". GPU")[0]
+        print(f"error: {reason}. Work on fewer tasks at once: --set algorithm.task_chunk=1, or more.", file=sys.stderr)
+        return 2
     return 0
 
 

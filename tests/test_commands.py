@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from maml_l2l import commands
 from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
 from tests.test_training import TINY
 
@@ -180,3 +182,23 @@ def test_missing_learn2learn_is_a_user_error_that_says_how_to_install_it():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert_user_error(done, "pip install learn2learn==0.2.0 --config-settings=--build-option=build_ext")
+
+
+def test_too_small_a_gpu_is_a_user_error_and_other_failures_keep_their_traceback(capsys):
+    def too_large():
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 7.79 GiB\nof which 5 are free."
+        )
+
+    def broken():
+        raise RuntimeError("a bug")
+
+    with pytest.raises(SystemExit) as left:
+        commands.run(too_large)
+    assert left.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: CUDA out of memory. Tried to allocate 20.00 GiB. Work on fewer tasks at once: "
+        "--set algorithm.task_chunk=1, or more.\n"
+    )
+    with pytest.raises(RuntimeError, match="a bug"):
+        commands.run(broken)
