@@ -187,7 +187,7 @@ def test_missing_learn2learn_is_a_user_error_that_says_how_to_install_it():
 def test_too_small_a_gpu_is_a_user_error_and_other_failures_keep_their_traceback(capsys):
     def too_large():
         raise torch.OutOfMemoryError(
-            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 7.79 GiB\nof which 5 are free."
+            "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 holds 7.79 GiB\nof which 5 are free."
         )
 
     def broken():
