@@ -25,8 +25,9 @@ from maml_l2l.machine import machine
 CONFIG, LAST, PREVIOUS, BEST = "config.yaml", "last.pth", "previous.pth", "best.pth"
 SESSIONS = "sessions.json"
 
-# What a resumed run may have otherwise: the folder of the data, and where and how often things are written.
-FREE_ON_RESUME = ("data.root", "train.validate_every", "train.checkpoint_every", "run.tensorboard")
+# What a resumed run may have otherwise: the folder of the data, who draws the tasks, and where and how often things are
+# written.
+FREE_ON_RESUME = ("data.root", "run.workers", "train.validate_every", "train.checkpoint_every", "run.tensorboard")
 
 
 def holds_run(path: Path) -> bool:

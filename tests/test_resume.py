@@ -265,8 +265,8 @@ def test_another_config_is_refused_with_the_keys_that_differ(half, overrides):
     assert {path: path.read_bytes() for path in half.iterdir()} == before
 
 
-def test_how_often_things_are_written_may_change(half, overrides, uninterrupted):
-    resume([*overrides, "train.checkpoint_every=9", "train.validate_every=6"], half)
+def test_how_often_things_are_written_and_who_draws_tasks_may_change(half, overrides, uninterrupted):
+    resume([*overrides, "train.checkpoint_every=9", "train.validate_every=6", "run.workers=1"], half)
     assert same_state(load_checkpoint(half / "last.pth"), load_checkpoint(uninterrupted / "last.pth"))
 
 
