@@ -19,8 +19,10 @@ CELLS = {"5w1s": "5-way 1-shot", "5w5s": "5-way 5-shot", "20w1s": "20-way 1-shot
 NOT_YET = "not trained yet"
 
 # Keys of a config that change where and how fast a run goes, and have other values on a reader's machine.
-LOCAL = ("data.root", "data.source", "data.verify", "train.checkpoint_every")
-LOCAL += ("run.device", "run.threads", "run.workers", "run.compile")
+LOCAL = (
+    *("data.root", "data.source", "data.verify", "train.checkpoint_every"),
+    *("run.device", "run.threads", "run.workers", "run.compile"),
+)
 
 INTRODUCTION = """\
 # Omniglot: the paper's table
@@ -40,8 +42,8 @@ classes; the paper trains each cell from random weights, 60,000 meta-iterations 
 Adam at 1e-3. `support`: accuracy with each query normalised by the support images alone. `shift`: training images,
 and no others, were moved by up to so many pixels, as Santoro et al. (2016) do; the paper does not. Time: the whole
 training with validations, compiling included, without that of the network that it started from; two runs of one
-thread shared the machine, a core each. The run on a GPU had been compiled before, which took 82 s more, beside other
-programs, and multiplied in TensorFloat-32.
+thread shared the machine, a core each. The run on a GPU had been compiled before, beside other programs, and
+multiplied in TensorFloat-32.
 """
 
 COMMANDS = """\
@@ -183,13 +185,19 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
+def _time(run: dict) -> str:
+    """The time of a training, and that of compiling where it had been compiled before."""
+    before = run.get("compiled_before_seconds")
+    return duration(run["seconds"]) + (f" and {duration(before)} of compiling" if before else "")
+
+
 def effort(run: dict) -> str:
     """How long a run took, and on how many cores or what GPU."""
     session = run["sessions"][-1]
     if "gpu" in session:
-        return f"{duration(run['seconds'])} on one {session['gpu']}"
+        return f"{_time(run)} on one {session['gpu']}"
     cores = session["processes"] * session["threads"]
-    return f"{duration(run['seconds'])} on {'one core' if cores == 1 else f'{cores} cores'}"
+    return f"{_time(run)} on {'one core' if cores == 1 else f'{cores} cores'}"
 
 
 def _comparison(runs: list[dict], published: list[dict], order: str) -> str:
@@ -220,7 +228,7 @@ def _runs(runs: list[dict]) -> str:
                 f"{run['iteration']:,}",
                 algorithm["inner_steps"],
                 "learned" if algorithm["learn_inner_lr"] else algorithm["inner_lr"],
-                duration(run["seconds"]),
+                _time(run),
                 describe(run["sessions"][-1]),
             ]
         )

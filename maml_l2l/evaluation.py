@@ -24,8 +24,10 @@ _TASKS_AT_ONCE = 50
 
 # Keys that an evaluation takes from its own config; the others are the checkpoint's, which they have made.
 _OWN_SECTIONS = ("data", "task", "eval")
-_OWN = ("algorithm.engine", "algorithm.task_chunk", "algorithm.normalisation")
-_OWN += ("run.seed", "run.device", "run.threads", "run.compile")  # the last must be given up for the loop
+_OWN = (
+    *("algorithm.engine", "algorithm.task_chunk", "algorithm.normalisation"),
+    *("run.seed", "run.device", "run.threads", "run.compile"),  # the last must be given up for the loop
+)
 _SPLIT_ONCE = ("data.split", "data.val_fraction", "data.test_fraction", "data.split_seed")
 
 
