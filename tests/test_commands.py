@@ -2,47 +2,24 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from maml_l2l import commands
 from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
+from tests.commands import ROOT, assert_user_error, launch, run
 from tests.test_training import TINY
-
-ROOT = Path(__file__).parents[1]
-
-
-def run(*arguments, folder=ROOT):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=environment,
-    )
-
-
-def assert_user_error(done, message):
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
 def trained(glyphs_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("commands")
-    done = run("maml_l2l.train", "--set", *TINY, f"data.root={glyphs_root}", "--run_dir", folder / "run", folder=folder)
+    settings = [*TINY, f"data.root={glyphs_root}"]
+    done = launch("maml_l2l.train", "--set", *settings, "--run_dir", folder / "run", folder=folder)
     return folder / "run", done
 
 
@@ -69,7 +46,7 @@ def test_evaluation_needs_nothing_but_the_checkpoint(trained, tmp_path):
     folder, _ = trained
     report, picture = tmp_path / "report.json", tmp_path / "report.png"
     command = ["maml_l2l.eval", "--model", folder / "best.pth", "--tasks", 12, "--json", report, "--plot", picture]
-    first = run(*command)
+    first = launch(*command)
     assert first.returncode == 0, first.stderr
     assert "3-way 1-shot, 1 query a class, 12 tasks, test classes, batch statistics" in first.stdout
     assert len(first.stdout.splitlines()) == 1 + 1 + 11

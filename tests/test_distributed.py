@@ -19,7 +19,8 @@ from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.errors import UserError
 from maml_l2l.machine import describe
 from maml_l2l.training import MetaTrainer, train
-from tests.test_resume import same_state, wait_for_metrics
+from tests.commands import wait_for_metrics
+from tests.test_resume import same_state
 from tests.test_training import TINY, metrics
 
 ROOT = Path(__file__).parents[1]
@@ -134,9 +135,9 @@ def test_shares_cover_everything_once(monkeypatch, count, world):
     assert covered == list(range(count))
 
 
-def torchrun(*arguments, restarts=0):
-    """A job of two processes on this machine."""
-    options = ["--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}", "-m", "maml_l2l.train"]
+def torchrun(*arguments, processes=2, restarts=0):
+    """A job of so many processes on this machine."""
+    options = ["--standalone", f"--nproc_per_node={processes}", f"--max-restarts={restarts}", "-m", "maml_l2l.train"]
     command = [sys.executable, "-m", "torch.distributed.run", *options, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -168,7 +169,7 @@ def test_a_restart_does_not_go_on_with_a_run_that_another_job_has_left(overrides
     longer = [*overrides, "train.iterations=9"]
     train(load_experiment(None, [*overrides, "train.iterations=3"]), tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    job = torchrun("--set", *longer, "--run_dir", tmp_path / "run", restarts=1)
+    job = torchrun("--set", *longer, "--run_dir", tmp_path / "run", processes=1, restarts=1)
     output, _ = job.communicate(timeout=200)
     assert job.returncode != 0
     assert output.count("already holds a run, which is never overwritten") == 2, output

@@ -111,19 +111,6 @@ def test_engines_agree_on_learned_step_sizes(first_order):
     assert not logits[0].requires_grad
 
 
-def test_a_learner_compiled_with_learned_step_sizes_takes_the_same_gradients():
-    tasks = random_tasks(4, 5, 1, 2)
-    loop, vectorized = learner_pair(mlp, 5)
-    for learner in (loop, vectorized):
-        learner.learn_inner_lrs(2)
-        learner.double()
-    vectorized.task_chunk, vectorized.compile = 2, True
-    loop.meta_gradient(tasks, 2)
-    vectorized.meta_gradient(tasks, 2)
-    assert vectorized._compiled is not None, "it went on uncompiled"
-    assert relative_error(gradient(vectorized), gradient(loop)) < 1e-9
-
-
 @SETTINGS
 @ORDERS
 def test_engines_agree_in_float32(ways, shots, queries, first_order):
@@ -176,8 +163,12 @@ def test_the_result_does_not_depend_on_the_chunk(engine, monkeypatch):
 @ORDERS
 @pytest.mark.parametrize(
     ("make", "compile_"),
-    [(conv4, False), (mlp, True), pytest.param(conv4, True, marks=pytest.mark.slow)],
-    ids=["uncompiled", "compiled-mlp", "compiled"],
+    [
+        (conv4, False),
+        pytest.param(conv4, True, marks=pytest.mark.slow),
+        pytest.param(mlp, True, marks=pytest.mark.slow),
+    ],
+    ids=["uncompiled", "compiled", "compiled-mlp"],
 )
 def test_training_ends_in_the_same_weights(make, compile_, first_order):
     loop, vectorized = learner_pair(make, 5, first_order=first_order)
@@ -237,10 +228,14 @@ def test_without_gradients_nothing_leads_back_to_the_weights(engine):
     torch.testing.assert_close(logits, learner.adapt_and_score(tasks, [0, 2]).detach())
 
 
-def assert_compiled_agrees(make, ways, shots, queries, first_order, steps, dtype, tolerance):
+def assert_compiled_agrees(make, ways, shots, queries, first_order, steps, dtype, tolerance, learned=False):
     """Four tasks in chunks of two, so that the second chunk runs what the first compiled, and one odd task."""
     tasks = random_tasks(5, ways, shots, queries, dtype=dtype)
     loop, vectorized = learner_pair(make, ways, dtype=dtype, first_order=first_order)
+    if learned:
+        for learner in (loop, vectorized):
+            learner.learn_inner_lrs(steps)
+            learner.to(dtype)
     vectorized.task_chunk, vectorized.compile = 2, True
     expected, found = loop.meta_gradient(tasks, steps), vectorized.meta_gradient(tasks, steps)
     assert vectorized._compiled is not None, "it went on uncompiled"
@@ -268,8 +263,8 @@ def test_compiled_agrees_on_conv4_in_float32():
         *(pytest.param(*case, marks=pytest.mark.slow) for case in [(mlp, True), (custom, True), (custom, False)]),
     ],
 )
-def test_compiled_agrees_on_any_module(make, first_order):
-    assert_compiled_agrees(make, 5, 1, 2, first_order, 2, torch.float64, 1e-9)
+def test_compiled_agrees_on_any_module_and_on_learned_step_sizes(make, first_order):
+    assert_compiled_agrees(make, 5, 1, 2, first_order, 2, torch.float64, 1e-9, learned=True)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from maml_l2l.errors import UserError
 from maml_l2l.evaluation import evaluate_checkpoint
 from maml_l2l.train import main
 from maml_l2l.training import train
-from tests.test_commands import assert_user_error, run
+from tests.commands import assert_user_error, run
 from tests.test_training import TINY
 
 SMALL = [

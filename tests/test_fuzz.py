@@ -30,8 +30,8 @@ from maml_l2l.config import Experiment, documented_keys, load_experiment, parse_
 from maml_l2l.data import archives, omniglot
 from maml_l2l.data.images import cached
 from maml_l2l.errors import UserError
+from tests.commands import assert_user_error, run
 from tests.images import numbered_images
-from tests.test_commands import assert_user_error, run
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 SLOWEST = timedelta(seconds=10)  # nearly all cases take milliseconds; busy machines are slower

@@ -12,7 +12,8 @@ from maml_l2l import reporting
 from maml_l2l.data.glyphs import load_glyphs
 from maml_l2l.errors import UserError
 from maml_l2l.prediction import FewShotClassifier, query_pictures, support_pictures
-from tests.test_commands import ROOT, assert_user_error, run, trained
+from tests.commands import ROOT, assert_user_error, launch, run
+from tests.test_commands import trained
 
 __all__ = ["trained"]
 
@@ -41,7 +42,7 @@ def test_the_command_prints_a_line_a_picture_and_writes_all_of_it(trained, pictu
         str(pictures / name) for name in ("support/bee/b.jpg", "queries/a.png", "queries/z/0.png", "queries/z/1.png")
     ]
     options = ["--support", pictures / "support", "--query", queries[0], pictures / "queries", "--steps", 2]
-    done = run("maml_l2l.predict", "--model", model, *options, "--json", report, "--plot", plot)
+    done = launch("maml_l2l.predict", "--model", model, *options, "--json", report, "--plot", plot)
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
     classifier = FewShotClassifier.load(model, steps=2).fit(*support_pictures(pictures / "support"))

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -22,6 +21,7 @@ from maml_l2l.data.glyphs import load_glyphs
 from maml_l2l.errors import Stopped, UserError
 from maml_l2l.interruption import StopRequests
 from maml_l2l.training import MetaTrainer, train
+from tests.commands import loaded, started, wait_for_metrics
 from tests.test_training import TINY, metrics
 
 ROOT = Path(__file__).parents[1]
@@ -39,14 +39,6 @@ def uninterrupted(overrides, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     train(load_experiment(None, overrides), folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def context():
-    """Processes that have PyTorch and learn2learn loaded when they start."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["maml_l2l.training"])
-    return found
 
 
 def resume(overrides, folder):
@@ -84,23 +76,23 @@ def train_in_process(overrides, folder, call=None):
     train(load_experiment(None, overrides), folder, resume=(folder / "config.yaml").exists())
 
 
-def start(context, *arguments):
-    process = context.Process(target=train_in_process, args=arguments)
+def start(*arguments):
+    process = loaded.Process(target=train_in_process, args=arguments)
     process.start()
     return process
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
-def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(context, overrides, uninterrupted, tmp_path):
+def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(overrides, uninterrupted, tmp_path):
     for name in ("first", "timed"):  # the first one starts the server, too
-        started = time.monotonic()
-        start(context, overrides, tmp_path / name / "run").join()
-        whole = time.monotonic() - started
+        began = time.monotonic()
+        start(overrides, tmp_path / name / "run").join()
+        whole = time.monotonic() - began
     moments, killed, folders = random.Random(5), 0, itertools.count()
-    while killed < 20:
+    while killed < 12:
         folder, exitcode = tmp_path / str(next(folders)) / "run", None
         while exitcode != 0:
-            process = start(context, overrides, folder)
+            process = start(overrides, folder)
             process.join(moments.uniform(0, whole))
             process.kill()
             process.join()
@@ -111,45 +103,15 @@ def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(context, overr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX processes")
-def test_a_run_killed_at_every_step_of_writing_a_file_ends_as_one_never_stopped(
-    context, overrides, uninterrupted, tmp_path
-):
+def test_a_run_killed_at_every_step_of_writing_a_file_ends_as_one_never_stopped(overrides, uninterrupted, tmp_path):
     """A start writes the config, the versions and a checkpoint: 14 steps reach into the second checkpoint's writing."""
     folder = tmp_path / "run"
     for call in range(1, 15):
-        process = start(context, overrides, folder, call)
+        process = start(overrides, folder, call)
         process.join()
         assert process.exitcode == -signal.SIGKILL
     resume(overrides, folder)
     assert_same_run(folder, uninterrupted)
-
-
-@contextmanager
-def command(*arguments):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "maml_l2l.train", *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # a process group of its own, as a shell gives it
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def wait_for_metrics(folder, lines):
-    """Until training is on its way. Lines reach the file with each checkpoint."""
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        path = folder / "metrics.jsonl"
-        if path.exists() and path.read_bytes().count(b"\n") >= lines:
-            return
-        time.sleep(0.02)
-    raise AssertionError("training did not start")
 
 
 def same_state(found, expected):
@@ -167,16 +129,18 @@ def test_a_signal_saves_what_was_done_and_says_how_to_resume(overrides, tmp_path
     endless = [*overrides, "train.iterations=100000", "run.compile=false", "train.checkpoint_every=7"]
     endless += [f"run.workers={workers}"]
     copy = tmp_path / "a copy.pth"
-    with command("--set", *endless, "--run_dir", folder, "--save_to", copy) as process:
+    command = ["maml_l2l.train", "--set", *endless, "--run_dir", folder, "--save_to", copy]
+    with started(*command) as (process, finish):
         wait_for_metrics(folder, 7)
         if number == signal.SIGINT:  # a terminal sends it to all of the run's processes
             os.killpg(process.pid, number)
         else:
-            process.send_signal(number)
-        _, error = process.communicate(timeout=60)
+            os.kill(process.pid, number)
+        done = finish()
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)
-    assert process.returncode == 128 + number
+    assert done.returncode == 128 + number
+    error = done.stderr
     assert f"stopped by {number.name}: python -m maml_l2l.train --resume {folder} --save_to '{copy}' goes on" in error
     assert "Traceback" not in error
     saved = load_checkpoint(folder / "last.pth")
