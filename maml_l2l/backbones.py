@@ -61,9 +61,10 @@ class Conv4(nn.Module):
     def forward(self, x: torch.Tensor, statistics_from: int | None = None) -> torch.Tensor:
         """x: (N, C, H, W) in [0, 1] -> logits (N, ways). `statistics_from`: see `BatchStatisticsNorm.forward`."""
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = F.relu(norm(convolution(x), statistics_from))
+            x = norm(convolution(x), statistics_from)
             if self.pool and min(x.shape[-2:]) > 1:
                 x = F.max_pool2d(x, 2)
+            x = F.relu(x)  # the maximum of what is rectified is the rectified maximum, of a quarter as many numbers
         return self.head(x.mean((2, 3)))
 
     def _product(self, patches: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -100,9 +101,10 @@ class Conv4(nn.Module):
             patches = patches_of(x)
             x = self._product(patches.flatten(1, 3), parameters[f"convolutions.{index}.weight"])
             scale, shift = parameters[f"norms.{index}.weight"], parameters[f"norms.{index}.bias"]
-            x = F.relu(_normalise(x.view(*patches.shape[:4], -1), scale, shift, statistics_from))
+            x = _normalise(x.view(*patches.shape[:4], -1), scale, shift, statistics_from)
             if self.pool and min(x.shape[2:4]) > 1:
-                x = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+                x = _max_pool(x)
+            x = F.relu(x)
         return torch.baddbmm(
             parameters["head.bias"][:, None], x.mean((2, 3)), parameters["head.weight"].transpose(1, 2)
         )
@@ -131,6 +133,17 @@ def _patches_stride_2(x: torch.Tensor) -> torch.Tensor:
     above = F.pad(cells[..., 1, :, :].flatten(4), (0, 0, 0, 0, 1, -1))
     above_left = F.pad(cells[..., 1, 1, :], (0, 0, 1, -1, 1, -1))
     return torch.cat([cells.flatten(4), left, above, above_left], dim=-1)
+
+
+def _max_pool(x: torch.Tensor) -> torch.Tensor:
+    """2x2 max-pooling of x: (T, n, H, W, C) -> (T, n, H // 2, W // 2, C)."""
+    if torch.compiler.is_compiling():
+        # Fused with what surrounds it both ways, which a scatter of gradients to the places of the maxima is not. Equal
+        # maxima share a gradient that the scatter gives to the first: they come of equal patches, or else by chance.
+        upper = torch.maximum(x[:, :, :-1:2, :-1:2], x[:, :, :-1:2, 1::2])
+        lower = torch.maximum(x[:, :, 1::2, :-1:2], x[:, :, 1::2, 1::2])
+        return torch.maximum(upper, lower)
+    return F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
 def _normalise(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, statistics_from: int | None) -> torch.Tensor:

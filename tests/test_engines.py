@@ -1,11 +1,13 @@
 """The engines against one another: the same gradients, scores and trained weights, for any module."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from maml_l2l import backbones
 from maml_l2l.algorithms.loop import LoopMAML
 from maml_l2l.algorithms.vectorized import VectorizedMAML
 from maml_l2l.backbones import Conv4
@@ -43,12 +45,12 @@ def custom(ways):
     )
 
 
-def random_tasks(count, ways, shots, queries, dtype=torch.float64, side=28, channels=1, seed=5):
+def random_tasks(count, ways, shots, queries, dtype=torch.float64, side=28, channels=1, seed=5, ink=0.2):
     generator = torch.Generator().manual_seed(seed)
 
     def images(a_class):
         pixels = torch.rand(count, ways * a_class, channels, side, side, generator=generator, dtype=torch.float64)
-        return (pixels > 0.8).to(dtype)
+        return (pixels > 1 - ink).to(dtype)
 
     def labels(a_class):
         return torch.arange(ways).repeat_interleave(a_class).expand(count, -1)
@@ -144,6 +146,19 @@ def test_conv4_s_batched_formulation_equals_its_forward(downsample, side, channe
     vectorized.load_state_dict(loop.state_dict())
     for learner in (loop, vectorized):
         learner.meta_gradient(tasks, 1, normalisation)
+    assert relative_error(gradient(vectorized), gradient(loop)) < 1e-9
+
+
+@pytest.mark.parametrize("side", [28, 21, 5])
+@ORDERS
+def test_max_pooling_as_it_is_compiled_takes_the_same_gradients(side, first_order, monkeypatch):
+    """Uncompiled, and with so little ink that many maxima are equal: two of equal patches, or four."""
+    tasks = random_tasks(3, 5, 1, 2, side=side, ink=0.02)
+    loop, vectorized = learner_pair(partial(conv4, downsample="max_pool"), 5, first_order=first_order)
+    loop.meta_gradient(tasks, 2)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(backbones.F, "max_pool2d", None)
+    vectorized.meta_gradient(tasks, 2)
     assert relative_error(gradient(vectorized), gradient(loop)) < 1e-9
 
 
@@ -249,6 +264,12 @@ def assert_compiled_agrees(make, ways, shots, queries, first_order, steps, dtype
 @ORDERS
 def test_compiled_agrees_on_conv4(first_order):
     assert_compiled_agrees(conv4, 5, 1, 1, first_order, 1, torch.float64, 1e-9)
+
+
+@pytest.mark.slow
+@ORDERS
+def test_compiled_agrees_on_max_pooling(first_order):
+    assert_compiled_agrees(partial(conv4, downsample="max_pool"), 5, 1, 1, first_order, 1, torch.float64, 1e-9)
 
 
 @pytest.mark.slow
