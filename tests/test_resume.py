@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from maml_l2l.training import MetaTrainer, train
 from tests.commands import loaded, started, wait_for_metrics
 from tests.test_training import TINY, metrics
 
-ROOT = Path(__file__).parents[1]
 RUN = [*TINY, "run.threads=1", "train.iterations=24", "train.validate_every=5", "train.checkpoint_every=1"]
 RESULTS = ("last.pth", "best.pth", "metrics.jsonl", "curves.png", "config.yaml")
 
