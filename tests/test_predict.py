@@ -71,7 +71,7 @@ def test_unequal_classes_and_nested_ones_are_found(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("folders", "files", "message"),
     [
-        ([], [], "there are no pictures in"),
+        ([], [], "for each class, such as {folder}/cat/1.jpg."),
         ([], ["1.png"], "holds files, but no class folders. Put pictures into a folder for each class"),
         (["ant"], ["bee/1.png"], "holds folders without pictures: ant. Fill or remove them."),
         (["ant"], ["ant/notes.txt", "bee/1.png"], "holds folders without pictures: ant. Fill or remove them."),
@@ -82,7 +82,7 @@ def test_a_folder_that_is_no_support_set_is_refused(tmp_path, folders, files, me
         (tmp_path / folder).mkdir(exist_ok=True)
     for file in files:
         (tmp_path / file).touch()
-    with pytest.raises(UserError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message.format(folder=tmp_path))):
         support_pictures(tmp_path)
 
 

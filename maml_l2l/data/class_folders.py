@@ -30,8 +30,8 @@ class ClassFolders(NamedTuple):
     parts: tuple[str, ...] | None
 
 
-def find_classes(root: Path) -> ClassFolders:
-    """Scan `root` for classes.
+def find_classes(root: Path, otherwise: str = "") -> ClassFolders:
+    """Scan `root` for classes. `otherwise`: what else the user can do where there are none, for the message.
 
     Raises `UserError` where there are none, where a class is empty or stands in two parts of a split, where pictures
     stand outside of class folders, and where something cannot be read.
@@ -42,8 +42,8 @@ def find_classes(root: Path) -> ClassFolders:
         raise UserError(f"cannot read {error.filename}: {error.strerror}. Make it readable, or remove it.") from None
     if leaves == {"": []}:
         raise UserError(
-            f"there are no pictures in {root}. Put them into a folder for each class, such as {root}/cat/1.jpg, or run "
-            f"`python -m maml_l2l.download --path {root}` for Omniglot."
+            f"there are no pictures in {root}. Put them into a folder for each class, such as "
+            f"{root}/cat/1.jpg{otherwise}."
         )
     empty = sorted(name for name, files in leaves.items() if not files)
     if empty:

@@ -41,7 +41,7 @@ def load_folder(data: Data) -> LabelledImages:
     picture, unless `data.skip_damaged` leaves it out.
     """
     root = Path(data.root)
-    found = find_classes(root)
+    found = find_classes(root, otherwise=f", or run `python -m maml_l2l.download --path {root}` for Omniglot")
     shape = (len(found.files), data.channels, data.image_size, data.image_size)
     cache = root / ".maml_l2l" / f"pictures-{data.channels}x{data.image_size}x{data.image_size}.pt"
     keys = ", ".join(f"{key} {getattr(data, key)}" for key in _PIXEL_KEYS)
