@@ -42,8 +42,8 @@ classes; the paper trains each cell from random weights, 60,000 meta-iterations 
 Adam at 1e-3. `support`: accuracy with each query normalised by the support images alone. `shift`: training images,
 and no others, were moved by up to so many pixels, as Santoro et al. (2016) do; the paper does not. Time: the whole
 training with validations, compiling included, without that of the network that it started from; two runs of one
-thread shared the machine, a core each, and the first-order 1-shot runs of seed 0 with max-pooling for some
-minutes with a third. The run on a GPU had been compiled before, beside other programs, and multiplied in
+thread shared the machine, a core each, and the first-order runs of seed 0 with max-pooling for some minutes with
+a third. The run on a GPU had been compiled before, beside other programs, and multiplied in
 TensorFloat-32.
 """
 
