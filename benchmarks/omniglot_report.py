@@ -175,7 +175,9 @@ def training_command(run: dict) -> str:
         key = f"{section}.{name}"
         if found != expected and (key not in LOCAL or key == "run.threads"):
             settings.append(f" {key}={found if isinstance(found, str) else json.dumps(found)}")
-    command = f"python -m maml_l2l.train --config {config} --run_dir runs/{run_name(run)}"
+    processes = run["sessions"][-1]["processes"]
+    launcher = "python" if processes == 1 else f"torchrun --nproc_per_node={processes}"
+    command = f"{launcher} -m maml_l2l.train --config {config} --run_dir runs/{run_name(run)}"
     return command + (f" --set{''.join(settings)}" if settings else "")
 
 

@@ -128,6 +128,13 @@ def test_the_stated_command_has_the_config_of_the_recorded_run(run):
     assert with_overrides(stated, local, "the test") == found
 
 
+def test_the_stated_command_starts_as_many_processes_as_the_run_had():
+    session = RUNS[0]["sessions"][-1]
+    command = omniglot_report.training_command(RUNS[0] | {"sessions": [session | {"processes": 2}]})
+    one = omniglot_report.training_command(RUNS[0] | {"sessions": [session | {"processes": 1}]})
+    assert command == one.replace("python -m", "torchrun --nproc_per_node=2 -m", 1) != one
+
+
 def test_an_unfinished_run_is_not_recorded(glyphs_root, recorded):
     train(load_experiment(None, [*TINY, f"data.root={glyphs_root}"]), recorded / "run")
     last = load_checkpoint(recorded / "run" / "last.pth")
