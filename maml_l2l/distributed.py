@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import distributed
+
+from maml_l2l.errors import UserError
 
 T = TypeVar("T")
 
@@ -96,9 +99,23 @@ def from_all(value: T) -> list[T]:
     return values
 
 
-def from_first(value: T) -> T:
-    """The `value` of process 0."""
-    return from_all(value if rank() == 0 else None)[0]
+def from_first(make: Callable[[], T]) -> T:
+    """What `make()` returns in process 0, which alone calls it.
+
+    After a `UserError` there, which is raised in process 0 and so printed once, the others leave with its exit status.
+    """
+    value, error = None, None
+    if rank() == 0:
+        try:
+            value = make()
+        except UserError as found:
+            error = found
+    value, failed = from_all((value, error is not None))[0]
+    if error is not None:
+        raise error
+    if failed:
+        sys.exit(2)
+    return value
 
 
 @contextmanager

@@ -182,14 +182,8 @@ def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, re
     device = choose_device(experiment.run)
     with distributed.process_group(device):
         resume = resume or (distributed.restarted() and started_by(run_dir, distributed.job()))
-        if not resume and distributed.rank() == 0:
-            refuse_used_folder(run_dir)
-        # The first process reads it for all: there may be no folder that all machines share.
-        saved = distributed.from_first(saved_state(run_dir, experiment) if resume and distributed.rank() == 0 else None)
-        pretrained = None
-        if saved is None and experiment.model.pretrained is not None:
-            path = experiment.model.pretrained
-            pretrained = distributed.from_first(load_checkpoint(path) if distributed.rank() == 0 else None)
+        # The first process reads them for all: there may be no folder that all machines share.
+        saved, pretrained = distributed.from_first(lambda: _beginning(experiment, run_dir, resume))
         with distributed.one_a_machine_first():
             images = load_data(experiment.data)
         trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
@@ -203,6 +197,15 @@ def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, re
             elif distributed.rank() == 0:
                 tqdm.write(f"resuming {run_dir} after {trainer.done} meta-iterations")
             _run(trainer, folder, run_dir.name, _resume_command(run_dir, save_to))
+
+
+def _beginning(experiment: Experiment, run_dir: Path, resume: bool) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """The checkpoint that a run goes on from, and the pretrained one that a new run starts from; None where none is."""
+    if not resume:
+        refuse_used_folder(run_dir)
+    saved = saved_state(run_dir, experiment) if resume else None
+    path = experiment.model.pretrained
+    return saved, load_checkpoint(path) if saved is None and path is not None else None
 
 
 def _resume_command(run_dir: Path, save_to: Path | None) -> str:

@@ -176,6 +176,15 @@ def test_a_restart_does_not_go_on_with_a_run_that_another_job_has_left(overrides
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+def test_a_mistake_is_told_once_by_the_first_process(overrides, tmp_path):
+    train(load_experiment(None, [*overrides, "train.iterations=3"]), tmp_path / "run")
+    job = torchrun("--set", *overrides, "train.iterations=2", "--resume", tmp_path / "run")
+    output, _ = job.communicate(timeout=200)
+    assert job.returncode != 0
+    assert output.count("error: the run cannot be resumed with another config: `train.iterations` was 3") == 1, output
+    assert "RuntimeError" not in output and "(exitcode: 2)" in output, output
+
+
 def test_without_restarts_a_killed_worker_takes_the_job_down_and_the_checkpoint_stays(overrides, tmp_path):
     endless = ["train.iterations=100000", "train.checkpoint_every=20", "train.validate_every=100000"]
     job = torchrun("--set", *overrides, *endless, "--run_dir", tmp_path / "run")
