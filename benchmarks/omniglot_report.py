@@ -45,7 +45,8 @@ best at 0 is the network that it started from: no training of its own bettered t
 5-shot one of first order with max-pooling was so trained with one inner step, and takes five here. Time: the whole
 training with validations, compiling included, without that of the network that it started from; two runs of one
 thread shared the machine, a core each, and the first-order runs of seed 0 with max-pooling for some minutes with
-a third; the run of two processes had both cores, but for some minutes of tests. The run on a GPU had been compiled before, beside other programs, and multiplied in TensorFloat-32.
+a third; the run of two processes had both cores, but for some minutes of tests. The run on a GPU had been compiled
+before, beside other programs, and multiplied in TensorFloat-32.
 """
 
 COMMANDS = """\
