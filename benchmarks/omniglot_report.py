@@ -44,9 +44,9 @@ and no others, were moved by up to so many pixels, as Santoro et al. (2016) do; 
 best at 0 is the network that it started from: no training of its own bettered that on validation tasks. The 20-way
 5-shot one of first order with max-pooling was so trained with one inner step, and takes five here. Time: the whole
 training with validations, compiling included, without that of the network that it started from; two runs of one
-thread shared the machine, a core each, and the first-order runs of seed 0 with max-pooling for some minutes with
-a third; the run of two processes had both cores, but for some minutes of tests. The run on a GPU had been compiled
-before, beside other programs, and multiplied in TensorFloat-32.
+thread shared the machine, a core each, and, with max-pooling, the first-order runs of seed 0 and the 5-shot ones for
+some minutes with one or two programs more; the run of two processes had both cores, but for some minutes of tests.
+The run on a GPU had been compiled before, beside other programs, and multiplied in TensorFloat-32.
 """
 
 COMMANDS = """\
