@@ -87,7 +87,7 @@ MAML for {cell_name} classification of handwritten characters, second order: {ac
 {tasks:,} test tasks of {cell_name} with {queries} a class, accuracy in % and its 95 % interval over the tasks after
 each number of inner steps; it was trained with {inner_steps}. Under `batch` the queries of a task are normalised
 together, as in the paper; under `support` each by the support images alone, which is what `predict` does. Further steps
-change little where the first one leaves next to nothing of the support loss.{others}
+take the last step sizes again, which were not trained for that: they gain next to nothing and may cost much.{others}
 
 {table}
 
