@@ -21,8 +21,9 @@ NOT_YET = "not trained yet"
 # Keys of a config that change where and how fast a run goes, and have other values on a reader's machine.
 LOCAL = (
     *("data.root", "data.source", "data.verify", "train.checkpoint_every"),
-    *("run.device", "run.threads", "run.workers", "run.compile"),
+    *("algorithm.engine", "run.device", "run.threads", "run.workers", "run.compile"),
 )
+_STATED = ("algorithm.engine", "run.threads")  # which a training command gives all the same: its time depends on them
 
 INTRODUCTION = """\
 # Omniglot: the paper's table
@@ -77,7 +78,7 @@ MAML for {cell_name} classification of handwritten characters, second order: {ac
   name in the file. Classes are rotated by multiples of 90 degrees, in every split.{moved}
 - Trained for {iterations:,} meta-iterations of {meta_batch} tasks in {time}, from {start};
   the checkpoint of meta-iteration {iteration:,} was the best on {validate_tasks:,} validation tasks ({val_accuracy:.2f}
-  %). Machine: {machine}. Trained at commit {commit}; the
+  %{unchanged}). Machine: {machine}. Trained at commit {commit}; the
   command, with configs and checkpoints as they are now:
 
       {command}
@@ -174,7 +175,7 @@ def training_command(run: dict) -> str:
     for section, name, _ in documented_keys():
         found, expected = (getattr(getattr(values, section), name) for values in (experiment, usual))
         key = f"{section}.{name}"
-        if found != expected and (key not in LOCAL or key == "run.threads"):
+        if found != expected and (key not in LOCAL or key in _STATED):
             settings.append(f" {key}={found if isinstance(found, str) else json.dumps(found)}")
     processes = run["sessions"][-1]["processes"]
     launcher = "python" if processes == 1 else f"torchrun --nproc_per_node={processes}"
@@ -194,6 +195,11 @@ def _time(run: dict) -> str:
     """The time of a training, and that of compiling where it had been compiled before."""
     before = run.get("compiled_before_seconds")
     return duration(run["seconds"]) + (f" and {duration(before)} of compiling" if before else "")
+
+
+def trained(run: dict) -> str:
+    """How long it took to train the weights of a run, or whose they are where no training of its own bettered them."""
+    return f"no further than `{_start_name(run)}.pth`" if run["iteration"] == 0 else effort(run)
 
 
 def effort(run: dict) -> str:
@@ -282,6 +288,7 @@ def model_card(run: dict, runs: Sequence[dict] = ()) -> str:
         machine=describe(run["sessions"][-1]),
         iteration=run["iteration"],
         val_accuracy=run["val_accuracy"],
+        unchanged="; these are the weights that it started from" if run["iteration"] == 0 else "",
         tasks=run["evaluations"]["batch"]["tasks"],
         queries="1 query" if task["queries"] == 1 else f"{task['queries']} queries",
         inner_steps=config["algorithm"]["inner_steps"],
