@@ -1,0 +1,152 @@
+"""Which drawings a checkpoint misreads, and whether it is always the same ones.
+
+    python -m benchmarks.misread --model pretrained/omniglot_5w5s.pth [--split val] [--tasks N] [--json FILE]
+
+A drawing is a query in many tasks, among other classes and with other support drawings each time. One that is misread
+in most of them is at odds with its class (often it is a drawing of another one); one that is misread now and then met
+a class like its own, or an unlucky support set. The first kind bounds what any network can reach.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import common
+from maml_l2l import commands
+from maml_l2l.checkpoint import Checkpoint, load_checkpoint
+from maml_l2l.config import Run
+from maml_l2l.data.images import LabelledImages
+from maml_l2l.data.sources import load_data
+from maml_l2l.device import choose_device
+from maml_l2l.machine import machine
+from maml_l2l.tasks import TaskStream
+
+MOSTLY = 0.5  # misread in at least this share of its tasks, a drawing is misread mostly
+LISTED, DRAWN, OTHERS = 12, 8, 11  # drawings in the table and the picture; drawings of its class beside each there
+_AT_ONCE = 50
+
+
+class NotedTasks(TaskStream):
+    """A `TaskStream` that notes which images it draws: in `drawn`, those of each task, (ways, shots + queries)."""
+
+    def __init__(self, *arguments, **options):
+        self.drawn: list[torch.Tensor] = []
+        super().__init__(*arguments, **options)
+
+    def _gather(self, indices: list[int]) -> torch.Tensor:
+        self.drawn.append(torch.tensor(indices).view(self.ways, -1))
+        return super()._gather(indices)
+
+
+@torch.no_grad()
+def count_misread(checkpoint: Checkpoint, images: LabelledImages, split: str, tasks: int) -> torch.Tensor:
+    """(2, N) int64: how often each image was a query in the first `tasks` tasks of `split`, and how often misread.
+
+    Tasks, inner steps and normalisation are those of `python -m maml_l2l.eval` with the checkpoint's own config.
+    """
+    experiment, device = checkpoint.experiment, choose_device(Run())
+    sizes, options = experiment.task.model_dump(), {"rotate": experiment.data.rotate, "seed": experiment.run.seed}
+    stream = NotedTasks(images, checkpoint.split[split], split=split, **sizes, **options)
+    learner = checkpoint.learner(experiment.algorithm).to(device)
+    steps, normalisation = [experiment.algorithm.inner_steps], experiment.algorithm.normalisation
+    counts = torch.zeros(2, len(images.labels), dtype=torch.int64)
+    for start in tqdm(range(0, tasks, _AT_ONCE), unit_scale=_AT_ONCE, unit="task", disable=None):
+        stream.drawn.clear()
+        batch = stream.batch(start, min(_AT_ONCE, tasks - start)).to(device)
+        logits = [learner.adapt_and_score(chunk, steps, normalisation)[0] for chunk in learner.chunks(batch)]
+        wrong = (torch.cat(logits).argmax(-1) != batch.query_labels).cpu().flatten()
+        queries = torch.stack(stream.drawn)[:, :, sizes["shots"] :].flatten()
+        counts[0].index_add_(0, queries, torch.ones_like(queries))
+        counts[1].index_add_(0, queries, wrong.long())
+    return counts
+
+
+def summary(counts: torch.Tensor, images: LabelledImages) -> dict:
+    """What `counts`, see `count_misread`, say: totals, and every drawing that was ever misread, the worst first."""
+    queried, misread = counts
+    shares = misread / queried.clamp(min=1)
+    mostly = (shares >= MOSTLY) & (misread > 0)
+    worst = shares.argsort(descending=True, stable=True)[: int((misread > 0).sum())].tolist()
+    firsts = torch.searchsorted(images.labels, images.labels)  # the first image of each one's class
+    queries, errors, of_mostly = int(queried.sum()), int(misread.sum()), int(misread[mostly].sum())
+    return {
+        "drawings": int((queried > 0).sum()),
+        "queries": queries,
+        "errors": errors,
+        "accuracy": 100 * (1 - errors / queries),
+        "mostly_misread_drawings": int(mostly.sum()),
+        "their_queries": int(queried[mostly].sum()),
+        "their_errors": of_mostly,
+        "accuracy_without_their_errors": 100 * (1 - (errors - of_mostly) / queries),
+        "misread": [
+            {
+                "class": images.class_names[int(images.labels[index])],
+                "number": index - int(firsts[index]) + 1,
+                "queried": int(queried[index]),
+                "misread": int(misread[index]),
+            }
+            for index in worst
+        ],
+    }
+
+
+def plot(found: dict, images: LabelledImages, path: str, title: str) -> None:
+    """The worst drawings, a row for each, beside others of their class."""
+    from matplotlib.figure import Figure
+
+    worst = found["misread"][:DRAWN]
+    figure = Figure(figsize=(OTHERS + 3.5, 0.95 * len(worst) + 0.8), layout="constrained")
+    figure.suptitle(title)
+    places = figure.subplots(len(worst), OTHERS + 1, squeeze=False)
+    for row, drawing in zip(places, worst, strict=True):
+        of_class = (images.labels == images.class_names.index(drawing["class"])).nonzero()[:, 0]
+        number = drawing["number"] - 1
+        shown = [number, *(other for other in range(len(of_class)) if other != number)][: len(row)]
+        row[0].set_ylabel(
+            f"{drawing['class']}\nno. {drawing['number']}: {100 * drawing['misread'] / drawing['queried']:.0f} %",
+            rotation=0, ha="right", va="center", fontsize=9, parse_math=False,
+        )  # fmt: skip
+        for place, index in zip(row, shown, strict=False):
+            place.imshow(images.pixels[of_class[index]].movedim(0, -1), cmap="gray", vmin=0, vmax=255)
+        for place in row:
+            place.set(xticks=[], yticks=[])
+            place.spines[:].set_visible(place is row[0])
+            place.spines[:].set(color="C3", linewidth=2)
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    """Measure, print, write, draw."""
+    parser = common.parser("Which drawings a checkpoint misreads, and how often.")
+    parser.add_argument("--model", metavar="CHECKPOINT", required=True, help="a .pth file that training wrote")
+    parser.add_argument("--path", metavar="DIR", help="where the data lie (default: as in the checkpoint's config)")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="default: val")
+    parser.add_argument("--tasks", type=int, default=10000, help="random tasks (default: 10000)")
+    arguments = parser.parse_args()
+    checkpoint = load_checkpoint(arguments.model)
+    data = checkpoint.experiment.data
+    images = load_data(data if arguments.path is None else data.model_copy(update={"root": Path(arguments.path)}))
+    found = summary(count_misread(checkpoint, images, arguments.split, arguments.tasks), images)
+    title = f"{arguments.tasks:,} {arguments.split} tasks, {arguments.model}"
+    print(f"{title}: {found['accuracy']:.2f} % of {found['queries']:,} queries of {found['drawings']:,} drawings")
+    rows = [
+        [one["class"], one["number"], one["queried"], f"{100 * one['misread'] / one['queried']:.0f}"]
+        for one in found["misread"][:LISTED]
+    ]
+    print(common.table(["class", "drawing", "times a query", "misread (%)"], rows))
+    print(
+        f"{found['mostly_misread_drawings']} drawings, misread in at least half of their tasks, make "
+        f"{found['their_errors']} of the {found['errors']} errors: {found['accuracy_without_their_errors']:.2f} % "
+        "without these"
+    )
+    run = {"model": arguments.model, "split": arguments.split, "tasks": arguments.tasks}
+    common.write_json(arguments.json, {"machine": machine(), **run, **found})
+    if arguments.plot:
+        plot(found, images, arguments.plot, f"{title}: the drawings misread most often")
+
+
+if __name__ == "__main__":
+    commands.run(main)
