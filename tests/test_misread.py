@@ -48,20 +48,22 @@ def test_the_counts_are_those_of_learn2learns_loop_on_tasks_recognised_by_their_
     assert 0 < expected[1].sum() < expected[0].sum() == TASKS * WAYS * QUERIES
 
 
-def test_the_summary_parts_the_drawings_misread_mostly_from_the_others():
-    images = numbered_images(classes=2, images_a_class=4)
-    counts = torch.tensor([[10, 10, 0, 10, 10, 4, 10, 10], [0, 5, 0, 1, 0, 4, 4, 0]])
+def test_the_summary_lists_the_worst_first_and_counts_the_errors_of_the_worst_hundredth():
+    images = numbered_images(classes=30, images_a_class=4)
+    counts = torch.zeros(2, 120, dtype=torch.int64)
+    counts[0, 1:] = 10  # one drawing was no query: 119 were, two of which are a hundredth, rounded up
+    counts[:, 7] = torch.tensor([4, 4])
+    counts[1, [1, 6, 4]] = torch.tensor([5, 4, 1])
     found = misread.summary(counts, images)
     assert found["misread"] == [
-        {"class": "class001", "number": 2, "queried": 4, "misread": 4},
+        {"class": "class001", "number": 4, "queried": 4, "misread": 4},
         {"class": "class000", "number": 2, "queried": 10, "misread": 5},
         {"class": "class001", "number": 3, "queried": 10, "misread": 4},
-        {"class": "class000", "number": 4, "queried": 10, "misread": 1},
+        {"class": "class001", "number": 1, "queried": 10, "misread": 1},
     ]
-    assert (found["drawings"], found["queries"], found["errors"]) == (7, 64, 14)
-    assert (found["mostly_misread_drawings"], found["their_queries"], found["their_errors"]) == (2, 14, 9)
-    assert found["accuracy"] == pytest.approx(100 * 50 / 64)
-    assert found["accuracy_without_their_errors"] == pytest.approx(100 * 59 / 64)
+    assert (found["drawings"], found["queries"], found["errors"]) == (119, 1184, 14)
+    assert (found["worst_drawings"], found["worst_errors"]) == (2, 9)
+    assert found["accuracy"] == pytest.approx(100 * 1170 / 1184)
 
 
 def test_the_command_prints_writes_and_draws(model, tmp_path, monkeypatch, capsys):
@@ -71,6 +73,6 @@ def test_the_command_prints_writes_and_draws(model, tmp_path, monkeypatch, capsy
     misread.main()
     found, printed = json.loads(report.read_text()), capsys.readouterr().out
     assert (found["split"], found["tasks"], found["queries"]) == ("val", 10, 10 * WAYS * QUERIES)
-    assert f"make {found['their_errors']} of the {found['errors']} errors" in printed
+    assert f"make {found['worst_errors']} of the {found['errors']} errors" in printed
     assert found["misread"][0]["class"] in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
