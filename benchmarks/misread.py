@@ -1,16 +1,15 @@
-"""Which drawings a checkpoint misreads, and whether it is always the same ones.
+"""Which images a checkpoint misreads, and whether it is always the same ones.
 
     python -m benchmarks.misread --model pretrained/omniglot_5w5s.pth [--split val] [--tasks N] [--json FILE]
 
-A drawing is a query in many tasks, among other classes and with other support drawings each time. One that is misread
-in a good part of them is at odds with its class, whatever it meets: somebody drew something else. One that is misread
-once or twice met a class like its own, or an unlucky support set.
+An image is a query in many tasks, among other classes and with other support images each time. One that is misread in
+a good part of them is at odds with its class, whatever it meets: it may be labelled wrong, or show something else. One
+that is misread once or twice met a class like its own, or an unlucky support set.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -18,15 +17,15 @@ from tqdm import tqdm
 from benchmarks import common
 from maml_l2l import commands
 from maml_l2l.checkpoint import Checkpoint, load_checkpoint
-from maml_l2l.config import Run
+from maml_l2l.config import Run, with_overrides
 from maml_l2l.data.images import LabelledImages
 from maml_l2l.data.sources import load_data
 from maml_l2l.device import choose_device
 from maml_l2l.machine import machine
 from maml_l2l.tasks import TaskStream
 
-WORST = 0.01  # of the drawings: those whose errors are counted together
-LISTED, DRAWN, OTHERS = 12, 8, 11  # drawings in the table and the picture; drawings of its class beside each there
+WORST = 0.01  # of the images: those whose errors are counted together
+LISTED, DRAWN, OTHERS = 12, 8, 11  # images in the table and the picture; images of its class beside each there
 _AT_ONCE = 50
 
 
@@ -49,7 +48,8 @@ def count_misread(checkpoint: Checkpoint, images: LabelledImages, split: str, ta
     Tasks, inner steps and normalisation are those of `python -m maml_l2l.eval` with the checkpoint's own config.
     """
     experiment, device = checkpoint.experiment, choose_device(Run())
-    sizes, options = experiment.task.model_dump(), {"rotate": experiment.data.rotate, "seed": experiment.run.seed}
+    data, sizes = experiment.data, experiment.task.model_dump()
+    options = {"rotate": data.rotate, "seed": experiment.run.seed, "drop_small": data.drop_small_classes}
     stream = NotedTasks(images, checkpoint.split[split], split=split, **sizes, **options)
     learner = checkpoint.learner(experiment.algorithm).to(device)
     steps, normalisation = [experiment.algorithm.inner_steps], experiment.algorithm.normalisation
@@ -66,19 +66,19 @@ def count_misread(checkpoint: Checkpoint, images: LabelledImages, split: str, ta
 
 
 def summary(counts: torch.Tensor, images: LabelledImages) -> dict:
-    """What `counts`, see `count_misread`, say: totals, and every drawing that was ever misread, the worst first."""
+    """What `counts`, see `count_misread`, say: totals, and every image that was ever misread, the worst first."""
     queried, misread = counts
     shares = misread / queried.clamp(min=1)
     order = shares.argsort(descending=True, stable=True)
-    drawings, queries, errors = int((queried > 0).sum()), int(queried.sum()), int(misread.sum())
-    worst = math.ceil(WORST * drawings)
+    shown, queries, errors = int((queried > 0).sum()), int(queried.sum()), int(misread.sum())
+    worst = math.ceil(WORST * shown)
     firsts = torch.searchsorted(images.labels, images.labels)  # the first image of each one's class
     return {
-        "drawings": drawings,
+        "images": shown,
         "queries": queries,
         "errors": errors,
         "accuracy": 100 * (1 - errors / queries),
-        "worst_drawings": worst,
+        "worst_images": worst,
         "worst_errors": int(misread[order[:worst]].sum()),
         "misread": [
             {
@@ -93,19 +93,19 @@ def summary(counts: torch.Tensor, images: LabelledImages) -> dict:
 
 
 def plot(found: dict, images: LabelledImages, path: str, title: str) -> None:
-    """The worst drawings, a row for each, beside others of their class."""
+    """The worst images, a row for each, beside others of their class."""
     from matplotlib.figure import Figure
 
     worst = found["misread"][:DRAWN]
     figure = Figure(figsize=(OTHERS + 3.5, 0.95 * len(worst) + 0.8), layout="constrained")
     figure.suptitle(title)
     places = figure.subplots(len(worst), OTHERS + 1, squeeze=False)
-    for row, drawing in zip(places, worst, strict=True):
-        of_class = (images.labels == images.class_names.index(drawing["class"])).nonzero()[:, 0]
-        number = drawing["number"] - 1
+    for row, one in zip(places, worst, strict=True):
+        of_class = (images.labels == images.class_names.index(one["class"])).nonzero()[:, 0]
+        number = one["number"] - 1
         shown = [number, *(other for other in range(len(of_class)) if other != number)][: len(row)]
         row[0].set_ylabel(
-            f"{drawing['class']}\nno. {drawing['number']}: {100 * drawing['misread'] / drawing['queried']:.0f} %",
+            f"{one['class']}\nno. {one['number']}: {100 * one['misread'] / one['queried']:.0f} %",
             rotation=0, ha="right", va="center", fontsize=9, parse_math=False,
         )  # fmt: skip
         for place, index in zip(row, shown, strict=False):
@@ -119,31 +119,32 @@ def plot(found: dict, images: LabelledImages, path: str, title: str) -> None:
 
 def main() -> None:
     """Measure, print, write, draw."""
-    parser = common.parser("Which drawings a checkpoint misreads, and how often.")
+    parser = common.parser("Which images a checkpoint misreads, and how often.")
     parser.add_argument("--model", metavar="CHECKPOINT", required=True, help="a .pth file that training wrote")
     parser.add_argument("--path", metavar="DIR", help="where the data lie (default: as in the checkpoint's config)")
     parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="default: val")
     parser.add_argument("--tasks", type=int, default=10000, help="random tasks (default: 10000)")
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.model)
-    data = checkpoint.experiment.data
-    images = load_data(data if arguments.path is None else data.model_copy(update={"root": Path(arguments.path)}))
-    found = summary(count_misread(checkpoint, images, arguments.split, arguments.tasks), images)
+    changes = {"data.root": arguments.path, "eval.tasks": arguments.tasks}
+    experiment = with_overrides(checkpoint.experiment, changes, "the command line")
+    images = load_data(experiment.data)
+    found = summary(count_misread(checkpoint, images, arguments.split, experiment.eval.tasks), images)
     title = f"{arguments.tasks:,} {arguments.split} tasks, {arguments.model}"
-    print(f"{title}: {found['accuracy']:.2f} % of {found['queries']:,} queries of {found['drawings']:,} drawings")
+    print(f"{title}: {found['accuracy']:.2f} % of {found['queries']:,} queries of {found['images']:,} images")
     rows = [
         [one["class"], one["number"], one["queried"], f"{100 * one['misread'] / one['queried']:.0f}"]
         for one in found["misread"][:LISTED]
     ]
-    print(common.table(["class", "drawing", "times a query", "misread (%)"], rows))
+    print(common.table(["class", "image", "times a query", "misread (%)"], rows))
     print(
-        f"{len(found['misread'])} drawings were ever misread; the {found['worst_drawings']} misread most often make "
+        f"{len(found['misread'])} images were ever misread; the {found['worst_images']} misread most often make "
         f"{found['worst_errors']} of the {found['errors']} errors"
     )
     run = {"model": arguments.model, "split": arguments.split, "tasks": arguments.tasks}
     common.write_json(arguments.json, {"machine": machine(), **run, **found})
-    if arguments.plot:
-        plot(found, images, arguments.plot, f"{title}: the drawings misread most often")
+    if arguments.plot and found["misread"]:
+        plot(found, images, arguments.plot, f"{title}: the images misread most often")
 
 
 if __name__ == "__main__":

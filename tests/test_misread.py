@@ -1,4 +1,4 @@
-"""The benchmark of misread drawings: its counts against learn2learn's loop, its summary by hand, its output."""
+"""The benchmark of misread images: its counts against learn2learn's loop, its summary by hand, its output."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ import torch
 from benchmarks import misread
 from maml_l2l.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
+from maml_l2l.errors import UserError
 from maml_l2l.tasks import TaskStream
 from maml_l2l.training import train
 from tests.images import identities, numbered_images
@@ -51,7 +52,7 @@ def test_the_counts_are_those_of_learn2learns_loop_on_tasks_recognised_by_their_
 def test_the_summary_lists_the_worst_first_and_counts_the_errors_of_the_worst_hundredth():
     images = numbered_images(classes=30, images_a_class=4)
     counts = torch.zeros(2, 120, dtype=torch.int64)
-    counts[0, 1:] = 10  # one drawing was no query: 119 were, two of which are a hundredth, rounded up
+    counts[0, 1:] = 10  # one image was no query: 119 were, two of which are a hundredth, rounded up
     counts[:, 7] = torch.tensor([4, 4])
     counts[1, [1, 6, 4]] = torch.tensor([5, 4, 1])
     found = misread.summary(counts, images)
@@ -61,8 +62,8 @@ def test_the_summary_lists_the_worst_first_and_counts_the_errors_of_the_worst_hu
         {"class": "class001", "number": 3, "queried": 10, "misread": 4},
         {"class": "class001", "number": 1, "queried": 10, "misread": 1},
     ]
-    assert (found["drawings"], found["queries"], found["errors"]) == (119, 1184, 14)
-    assert (found["worst_drawings"], found["worst_errors"]) == (2, 9)
+    assert (found["images"], found["queries"], found["errors"]) == (119, 1184, 14)
+    assert (found["worst_images"], found["worst_errors"]) == (2, 9)
     assert found["accuracy"] == pytest.approx(100 * 1170 / 1184)
 
 
@@ -76,3 +77,9 @@ def test_the_command_prints_writes_and_draws(model, tmp_path, monkeypatch, capsy
     assert f"make {found['worst_errors']} of the {found['errors']} errors" in printed
     assert found["misread"][0]["class"] in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_number_of_tasks_below_one_is_refused(model, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["misread", "--model", str(model), "--tasks", "0"])
+    with pytest.raises(UserError, match=r"eval\.tasks.*0"):
+        misread.main()
