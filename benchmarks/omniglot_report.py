@@ -15,6 +15,7 @@ from maml_l2l.run_folder import BEST
 ROOT = Path(__file__).parents[1]
 RESULTS, PRETRAINED = ROOT / "benchmarks" / "results" / "omniglot", ROOT / "pretrained"
 PUBLISHED, PICTURE = RESULTS / "published.json", RESULTS / "accuracy.png"
+MISREAD = RESULTS.parent / "misread.json"
 CELLS = {"5w1s": "5-way 1-shot", "5w5s": "5-way 5-shot", "20w1s": "20-way 1-shot", "20w5s": "20-way 5-shot"}
 NOT_YET = "not trained yet"
 
@@ -32,6 +33,12 @@ Accuracy in % on 1,000 tasks of the 423 test characters of the split `finn`, non
 after as many inner steps as in training; as many queries a class as shots, classes rotated, queries normalised by their
 own batch as in the paper; +- is the 95 % interval over the tasks. The checkpoint of each run is the best on validation
 tasks; the test classes were used once for each, at the end, for the figures below. A seed is also that of the tasks.
+"""
+
+ERRORS = """\
+Where the errors lie: on {tasks:,} validation tasks {model} scores {accuracy:.2f} %, and {worst_images} of
+{images:,} drawings make {worst_errors} of its {errors} errors ([the drawings](benchmarks/results/misread.png),
+[all figures](benchmarks/results/misread.json), by `python -m benchmarks.misread`).
 """
 
 SETTINGS = """\
@@ -257,6 +264,7 @@ def results_markdown(runs: list[dict], published: list[dict]) -> str:
             f"## First order\n\n{_comparison(runs, published, 'first')}\n",
             f"![accuracy of every run beside the published ones]({PICTURE.relative_to(ROOT)})\n",
             f"Published figures:\n\n{sources}\n",
+            ERRORS.format(**json.loads(MISREAD.read_text())),
             f"## The runs\n\n{SETTINGS}\n{_runs(runs)}\n",
             f"{COMMANDS}\n{commands}\n",
             REPRODUCE,
