@@ -45,16 +45,18 @@ SETTINGS = """\
 All of them: `Conv4` of 64 filters with stride 2 or, where it says so, 2x2 max-pooling instead (`model.downsample`),
 Adam at `meta_lr` with cosine decay to zero. "Learned" step sizes are one for each parameter tensor, part of the
 meta-learned initialisation (Antoniou et al., 2019), where the paper has one fixed number. A run starts from random
-weights, or from those of another run (`model.pretrained`; the head is new for more ways), trained on the same
-classes; the paper trains each cell from random weights, 60,000 meta-iterations of 32 tasks (5-way) or 16 (20-way),
-Adam at 1e-3. `support`: accuracy with each query normalised by the support images alone. `shift`: training images,
-and no others, were moved by up to so many pixels, as Santoro et al. (2016) do; the paper does not. A run that is
-best at 0 is the network that it started from: no training of its own bettered that on validation tasks. The 20-way
-5-shot one of first order with max-pooling was so trained with one inner step, and takes five here. Time: the whole
-training with validations, compiling included, without that of the network that it started from; two runs of one
-thread shared the machine, a core each, and, with max-pooling, the first-order runs of seed 0 and the 5-shot ones for
-some minutes with one or two programs more; the run of two processes had both cores, but for some minutes of tests.
-The run on a GPU had been compiled before, beside other programs, and multiplied in TensorFloat-32.
+weights, or from those of another run (`model.pretrained`; the head is new for more ways), trained on the same classes;
+the paper trains each cell from random weights, 60,000 meta-iterations of 32 tasks (5-way) or 16 (20-way), Adam at
+1e-3. `support`: accuracy with each query normalised by the support images alone. `shift`: training images, and no
+others, were moved by up to so many pixels, as Santoro et al. (2016) do; the paper does not. A run that is best at 0 is
+the network that it started from: no training of its own bettered that on validation tasks. The 20-way 5-shot one of
+first order with max-pooling was so trained with one inner step, and takes five here. Time: the whole training with
+validations, compiling included, without that of the network that it started from; two runs of one thread shared the
+machine, a core each, and, with max-pooling, the first-order runs of seed 0 and the 5-shot ones for some minutes with
+one or two programs more; the runs of two processes had both cores, that of seed 0 but for some minutes of tests. The
+second-order runs with max-pooling of seed 1 had a newer AMD EPYC than the others, with AVX-512; the 5-way 1-shot one
+shared it with other programs. The run on a GPU had been compiled before, beside other programs, and multiplied in
+TensorFloat-32.
 """
 
 COMMANDS = """\
