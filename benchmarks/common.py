@@ -11,12 +11,25 @@ from pathlib import Path
 
 import torch
 
+from maml_l2l.config import Run
+from maml_l2l.system.device import find_device
+from maml_l2l.system.memory import keep_freed_memory
+
 
 def milliseconds(function: Callable[[], object]) -> float:
     """Wall time of one call."""
     start = time.perf_counter()
     function()
     return 1e3 * (time.perf_counter() - start)
+
+
+def set_up(run: Run) -> torch.device:
+    """Set this process up, for good, as the commands are while they compute; return the device that `run` names."""
+    keep_freed_memory()
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
+    return find_device(run.device)
 
 
 def matmul_peak(device: str = "cpu") -> float:

@@ -18,16 +18,17 @@ from torch.nn import functional as F
 
 from benchmarks import common
 from maml_l2l import commands
-from maml_l2l.algorithms.meta_learner import score
-from maml_l2l.checkpoint import load_checkpoint
-from maml_l2l.config import Data, Run
-from maml_l2l.data.images import LabelledImages
+from maml_l2l.algorithms.scores import Evaluation, score
+from maml_l2l.checkpoints.checkpoint import load_checkpoint
+from maml_l2l.config import Data
+from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.pictures import picture_pixels
-from maml_l2l.device import choose_device
-from maml_l2l.errors import UserError
-from maml_l2l.evaluation import Evaluation, evaluate
-from maml_l2l.machine import machine
-from maml_l2l.tasks import TaskBatch, TaskStream
+from maml_l2l.experiments.evaluation import evaluate
+from maml_l2l.system.device import find_device
+from maml_l2l.system.errors import UserError
+from maml_l2l.system.machine import machine
+from maml_l2l.tasks.batch import TaskBatch
+from maml_l2l.tasks.stream import TaskStream
 
 SIZES = {"ways": 5, "shots": 5, "queries": 10}
 SIDE, DARKEST = 28, 16  # pixels; the most ink that scikit-learn's digits hold in one
@@ -68,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.model)
     checkpoint.check_ways(SIZES["ways"])
-    experiment, device = checkpoint.experiment, choose_device(Run())
+    experiment, device = checkpoint.experiment, find_device()
     images = load_digits(experiment.data)
     stream = TaskStream(images, list(images.class_names), split="digits", rotate=False, seed=0, **SIZES)
     options = {"tasks": arguments.tasks, "steps": [experiment.algorithm.inner_steps], "device": device}

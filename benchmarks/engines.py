@@ -30,10 +30,10 @@ from maml_l2l.algorithms import build_learner
 from maml_l2l.algorithms.loop import LoopMAML
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.backbones import Conv4
-from maml_l2l.config import Algorithm, Run
-from maml_l2l.device import choose_device
-from maml_l2l.machine import describe, machine
-from maml_l2l.tasks import TaskBatch
+from maml_l2l.config import Algorithm
+from maml_l2l.system.machine import describe, machine
+from maml_l2l.system.memory import keep_freed_memory
+from maml_l2l.tasks.batch import TaskBatch
 
 
 class Setting(NamedTuple):
@@ -83,12 +83,12 @@ def make_step(engine: str, setting: Setting, order: str, device: str) -> Callabl
         peer = getattr(peers, f"{engine}_step")
         return peer(Conv4(**backbone), tasks, setting.inner_lr, setting.steps, first_order)
     if engine == "loop+malloc":
-        choose_device(Run(device=device))
+        keep_freed_memory()
     if engine.startswith("loop"):
         learner: MetaLearner = LoopMAML(Conv4(**backbone), lr=setting.inner_lr, first_order=first_order)
     else:
         algorithm = Algorithm(order=order, inner_lr=setting.inner_lr, inner_steps=setting.steps)
-        choose_device(Run(device=device))  # sets the process up as training does, the allocator included
+        keep_freed_memory()  # as the command that trains does
         precision = "bfloat16" if engine == "bfloat16" else "float32"
         learner = build_learner(algorithm, backbone, compile=engine != "vectorized", precision=precision)
     learner.to(device)

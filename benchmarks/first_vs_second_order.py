@@ -29,11 +29,11 @@ from maml_l2l.algorithms import build_learner
 from maml_l2l.backbones import Conv4
 from maml_l2l.config import Algorithm, Experiment, load_experiment, with_overrides
 from maml_l2l.data.sources import class_split, load_data
-from maml_l2l.device import choose_device
-from maml_l2l.evaluation import evaluate
-from maml_l2l.machine import describe, machine
-from maml_l2l.tasks import TaskBatch, task_stream
-from maml_l2l.training import MetaTrainer
+from maml_l2l.experiments.evaluation import evaluate
+from maml_l2l.experiments.training import MetaTrainer
+from maml_l2l.system.machine import describe, machine
+from maml_l2l.tasks.batch import TaskBatch
+from maml_l2l.tasks.stream import task_stream
 
 ORDERS = ("second", "first")
 INNER_STEPS = tuple(range(1, 11))
@@ -57,7 +57,7 @@ def compare(network: Conv4, backbone: dict, tasks: TaskBatch, steps: int, lr: fl
 
 def train_both(experiment: Experiment, points: int) -> dict:
     """Train both orders in turn; `points` times along the way validate both and compare their meta-gradients."""
-    device = choose_device(experiment.run)
+    device = common.set_up(experiment.run)
     images = load_data(experiment.data)
     split = class_split(experiment.data, images)
     trainers = {
@@ -130,7 +130,7 @@ def _sweeps(trainer: MetaTrainer, probe: TaskBatch) -> dict:
 
 def _memory_worker(connection, experiment: Experiment) -> None:
     """Peak memory of five meta-iterations, or all where there are fewer, in a process that does nothing else."""
-    device = choose_device(experiment.run)
+    device = common.set_up(experiment.run)
     images = load_data(experiment.data)
     trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
     before = peak_memory(device.type)

@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from benchmarks import common
 from maml_l2l import commands
-from maml_l2l.checkpoint import Checkpoint, load_checkpoint
-from maml_l2l.config import Run, with_overrides
-from maml_l2l.data.images import LabelledImages
+from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from maml_l2l.config import with_overrides
+from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import load_data
-from maml_l2l.device import choose_device
-from maml_l2l.machine import machine
-from maml_l2l.tasks import TaskStream
+from maml_l2l.system.device import find_device
+from maml_l2l.system.machine import machine
+from maml_l2l.tasks.stream import TaskStream
 
 WORST = 0.01  # of the images: those whose errors are counted together
 LISTED, DRAWN, OTHERS = 12, 8, 11  # images in the table and the picture; images of its class beside each there
@@ -47,7 +47,7 @@ def count_misread(checkpoint: Checkpoint, images: LabelledImages, split: str, ta
 
     Tasks, inner steps and normalisation are those of `python -m maml_l2l.eval` with the checkpoint's own config.
     """
-    experiment, device = checkpoint.experiment, choose_device(Run())
+    experiment, device = checkpoint.experiment, find_device()
     data, sizes = experiment.data, experiment.task.model_dump()
     options = {"rotate": data.rotate, "seed": experiment.run.seed, "drop_small": data.drop_small_classes}
     stream = NotedTasks(images, checkpoint.split[split], split=split, **sizes, **options)

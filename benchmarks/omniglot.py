@@ -19,12 +19,12 @@ from pathlib import Path
 from benchmarks import omniglot_report
 from benchmarks.omniglot_report import LOCAL
 from maml_l2l import commands
-from maml_l2l.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from maml_l2l.config import Experiment, documented_keys, with_overrides
-from maml_l2l.errors import UserError
-from maml_l2l.evaluation import evaluate_checkpoint
-from maml_l2l.reporting import evaluation_json, evaluation_protocol, write_json
-from maml_l2l.run_folder import BEST, LAST, SESSIONS
+from maml_l2l.experiments.evaluation import evaluate_checkpoint
+from maml_l2l.experiments.run_folder import BEST, LAST, SESSIONS
+from maml_l2l.reports.tables import evaluation_json, evaluation_protocol, write_json
+from maml_l2l.system.errors import UserError
 
 
 def cell(experiment: Experiment) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from benchmarks import common
 from maml_l2l.config import documented_keys, load_experiment, parse_experiment
-from maml_l2l.machine import describe
-from maml_l2l.run_folder import BEST
+from maml_l2l.experiments.run_folder import BEST
+from maml_l2l.system.machine import describe
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PRETRAINED = ROOT / "benchmarks" / "results" / "omniglot", ROOT / "pretrained"

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from maml_l2l.backbones import Conv4
-from maml_l2l.tasks import TaskBatch
+from maml_l2l.tasks.batch import TaskBatch
 
 
 def higher_step(network: Conv4, tasks: TaskBatch, inner_lr: float, steps: int, first_order: bool) -> Callable[[], None]:

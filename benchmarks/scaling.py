@@ -20,19 +20,19 @@ from pathlib import Path
 import torch
 
 from benchmarks import common
-from maml_l2l import commands, distributed
+from maml_l2l import commands
 from maml_l2l.config import Experiment, load_experiment, with_overrides
 from maml_l2l.data.sources import class_split, load_data
-from maml_l2l.device import choose_device
-from maml_l2l.machine import describe, machine
-from maml_l2l.training import MetaTrainer
+from maml_l2l.experiments.training import MetaTrainer
+from maml_l2l.system import distributed
+from maml_l2l.system.machine import describe, machine
 
 _LATENCY_S, _BYTES_PER_S = 50e-6, 1.25e9  # of a message between two machines on 10 Gbit/s Ethernet
 
 
 def serve(connection: Connection, rank: int, world: int, meeting_point: str, experiment: Experiment) -> None:
     """A worker: warm up, then train or reduce as often as asked; answers with seconds."""
-    device = choose_device(experiment.run)
+    device = common.set_up(experiment.run)
     init_method = f"file://{meeting_point}"
     torch.distributed.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world)
     images = load_data(experiment.data)

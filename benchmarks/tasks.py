@@ -17,10 +17,10 @@ from benchmarks import common
 from benchmarks.engines import SETTINGS
 from maml_l2l.algorithms import backbone_arguments, build_learner
 from maml_l2l.config import Algorithm, Model
-from maml_l2l.data.images import LabelledImages
-from maml_l2l.learn2learn_import import KShots, MetaDataset, NWays, Taskset, learn2learn
-from maml_l2l.machine import describe, machine
-from maml_l2l.tasks import TaskStream
+from maml_l2l.data.labelled_images import LabelledImages
+from maml_l2l.system.learn2learn_import import KShots, MetaDataset, NWays, Taskset, learn2learn
+from maml_l2l.system.machine import describe, machine
+from maml_l2l.tasks.stream import TaskStream
 
 REPEATS = 15
 

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from maml_l2l.errors import Stopped, UserError
+from maml_l2l.system.errors import Stopped, UserError
+from maml_l2l.system.memory import keep_freed_memory
 
 
 def add_set_option(parser: argparse.ArgumentParser, example: str) -> None:
@@ -30,6 +31,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     130 after Ctrl-C, 143 after SIGTERM.
     Any other exception is a bug and keeps its traceback.
     """
+    keep_freed_memory()
     try:
         status = _status(main)
         sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down

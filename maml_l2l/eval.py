@@ -28,9 +28,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     # PyTorch and learn2learn load here, not for --help
-    from maml_l2l import reporting
-    from maml_l2l.checkpoint import load_checkpoint
-    from maml_l2l.evaluation import evaluate_checkpoint
+    from maml_l2l.checkpoints.checkpoint import load_checkpoint
+    from maml_l2l.experiments.evaluation import evaluate_checkpoint
+    from maml_l2l.reports import plots, tables
+    from maml_l2l.system.files import write_json
 
     checkpoint = load_checkpoint(arguments.model)
     trained = checkpoint.experiment
@@ -40,13 +41,13 @@ def main() -> None:
     evaluation = evaluate_checkpoint(checkpoint, experiment, arguments.split)
     if not commands.is_first_process():
         return
-    protocol = reporting.evaluation_protocol(experiment, arguments.split)
-    print(reporting.evaluation_title(protocol))
-    print(reporting.evaluation_table(evaluation))
+    protocol = tables.evaluation_protocol(experiment, arguments.split)
+    print(tables.evaluation_title(protocol))
+    print(tables.evaluation_table(evaluation))
     if arguments.json:
-        reporting.write_json(arguments.json, reporting.evaluation_json(evaluation, protocol))
+        write_json(arguments.json, tables.evaluation_json(evaluation, protocol))
     if arguments.plot:
-        reporting.plot_evaluation(evaluation, arguments.plot, reporting.evaluation_title(protocol))
+        plots.plot_evaluation(evaluation, arguments.plot, tables.evaluation_title(protocol))
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, object]:

@@ -25,18 +25,22 @@ def main() -> None:
     arguments = parser.parse_args()
 
     # PyTorch and learn2learn load here, not for --help
-    from maml_l2l import prediction, reporting
+    from maml_l2l.data.class_folders import query_pictures, support_pictures
+    from maml_l2l.prediction import FewShotClassifier
+    from maml_l2l.reports import plots, tables
+    from maml_l2l.system.files import write_json
 
-    classifier = prediction.FewShotClassifier.load(arguments.model, arguments.steps)
-    examples, labels = prediction.support_pictures(arguments.support)
-    queries = prediction.query_pictures(arguments.query)
-    found = prediction.predictions(classifier.fit(examples, labels), queries)
-    print(reporting.predictions_text(found))
+    classifier = FewShotClassifier.load(arguments.model, arguments.steps)
+    examples, labels = support_pictures(arguments.support)
+    queries = query_pictures(arguments.query)
+    probabilities = classifier.fit(examples, labels).predict_proba(queries)
+    found = tables.prediction_rows(queries, classifier.classes_.tolist(), probabilities)
+    print(tables.predictions_text(found))
     if arguments.json:
-        reporting.write_json(arguments.json, found)
+        write_json(arguments.json, found)
     if arguments.plot:
-        drawn = classifier.pixels(examples), labels, classifier.pixels(queries[: reporting.DRAWN_QUERIES])
-        reporting.plot_predictions(*drawn, found, arguments.plot)
+        drawn = classifier.pixels(examples), labels, classifier.pixels(queries[: plots.DRAWN_QUERIES])
+        plots.plot_predictions(*drawn, found, arguments.plot)
 
 
 if __name__ == "__main__":

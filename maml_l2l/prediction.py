@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from maml_l2l.checkpoint import Checkpoint, load_checkpoint
-from maml_l2l.config import Data, Run, with_overrides
-from maml_l2l.data.class_folders import find_classes, may_be_picture
+from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from maml_l2l.config import Data, with_overrides
 from maml_l2l.data.pictures import picture_pixels, read_picture
-from maml_l2l.device import choose_device
-from maml_l2l.errors import UserError
-from maml_l2l.tasks import TaskBatch
+from maml_l2l.system.device import find_device
+from maml_l2l.system.errors import UserError
+from maml_l2l.tasks.batch import TaskBatch
 
 _QUERIES_AT_ONCE = 200
 
@@ -41,7 +40,7 @@ class FewShotClassifier:
         overrides = {"algorithm.inner_steps": steps}
         experiment = with_overrides(checkpoint.experiment, overrides, origin="the steps of the prediction")
         self.steps, self._data = experiment.algorithm.inner_steps, experiment.data
-        self._device = choose_device(Run())  # the checkpoint's is of the machine that trained it
+        self._device = find_device()  # the checkpoint's is of the machine that trained it
         self._checkpoint, self._learner = checkpoint, checkpoint.learner().to(self._device)
         self._support: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -97,47 +96,6 @@ class FewShotClassifier:
         unknown = torch.full((1, len(queries)), -1)
         task = TaskBatch(support[None] / 255, labels[None], queries[None] / 255, unknown, len(self.classes_))
         return self._learner.adapt_and_score(task.to(self._device), [self.steps], normalisation="support")[0, 0]
-
-
-def support_pictures(folder: Path) -> tuple[list[str], list[str]]:
-    """The paths and class names of all pictures in the class folders of `folder`; see `class_folders`.
-
-    Raises `UserError` where `folder` holds none.
-    """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}. Name one that holds a folder of pictures for each class.")
-    files = find_classes(folder).files
-    return [file.path for file in files], [file.class_name for file in files]
-
-
-def query_pictures(paths: Iterable[Path]) -> list[str]:
-    """`paths`, with each folder replaced by the pictures anywhere below it, sorted; hidden ones are passed over.
-
-    Raises `UserError` where one does not exist, and where a folder holds no pictures.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"there is no file or folder {path}. Name pictures, or folders that hold some.")
-        if not path.is_dir():
-            found.append(path)
-            continue
-        below = [file for file in sorted(path.rglob("*")) if file.is_file() and may_be_picture(file.name)]
-        pictures = [file for file in below if not any(part[0] == "." for part in file.relative_to(path).parts)]
-        if not pictures:
-            raise UserError(f"there are no pictures in the folder {path}. Name pictures, or folders that hold some.")
-        found += pictures
-    return [str(path) for path in found]
-
-
-def predictions(classifier: FewShotClassifier, paths: list[str]) -> list[dict[str, Any]]:
-    """For each picture its `path`, `class`, `probability`, and `runners_up`: the other classes, most probable first."""
-    names, found = classifier.classes_.tolist(), []
-    for path, row in zip(paths, classifier.predict_proba(paths), strict=True):
-        order = (-row).argsort(kind="stable")
-        ranking = [{"class": names[column], "probability": row[column].item()} for column in order]
-        found.append({"path": path, **ranking[0], "runners_up": ranking[1:]})
-    return found
 
 
 def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:

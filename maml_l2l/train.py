@@ -10,7 +10,7 @@ from pathlib import Path
 from maml_l2l import commands
 from maml_l2l.config import load_experiment
 from maml_l2l.data.omniglot import holds_omniglot
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 
 def main() -> None:
@@ -47,7 +47,9 @@ def main() -> None:
     experiment = load_experiment(config, [*_overrides(arguments), *arguments.set])
     run_dir = Path(run_dir or f"runs/{experiment.data.name}")
 
-    from maml_l2l.training import train  # PyTorch and learn2learn load here, after the config has been checked
+    from maml_l2l.experiments.training import (
+        train,  # PyTorch and learn2learn load here, after the config has been checked
+    )
 
     train(experiment, run_dir, arguments.save_to, resume=arguments.resume is not None)
     if commands.is_first_process():

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 # Processes that have what takes seconds to import loaded when they start.
 loaded = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
 if sys.platform != "win32":
-    loaded.set_forkserver_preload(["maml_l2l.training", "maml_l2l.prediction", "matplotlib.backends.backend_agg"])
+    loaded.set_forkserver_preload(
+        ["maml_l2l.experiments.training", "maml_l2l.prediction", "matplotlib.backends.backend_agg"]
+    )
 
 
 def launch(*arguments, folder=ROOT):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from maml_l2l.data.images import LabelledImages
+from maml_l2l.data.labelled_images import LabelledImages
 
 
 def numbered_images(classes: int, images_a_class: int, side: int = 4) -> LabelledImages:

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from maml_l2l.data import archives
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 from tests.conftest import send
 
 CONTENT = bytes(range(256)) * 1000

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from maml_l2l.backbones import Conv4
-from maml_l2l.checkpoint import FORMAT, MAX_BYTES, VERSION, Checkpoint, load_checkpoint, save_checkpoint
+from maml_l2l.checkpoints.checkpoint import FORMAT, MAX_BYTES, VERSION, Checkpoint, load_checkpoint, save_checkpoint
 from maml_l2l.config import Experiment
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 BACKBONE = {"ways": 5, "channels": 1, "filters": 4, "downsample": "stride"}
 

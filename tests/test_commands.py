@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from maml_l2l import commands
-from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
+from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from tests.commands import ROOT, assert_user_error, launch, run
 from tests.test_training import TINY
 
@@ -155,7 +155,7 @@ def test_ci_runs_the_test_command_of_the_readme():
 def test_missing_learn2learn_is_a_user_error_that_says_how_to_install_it():
     code = (
         "import sys\nsys.modules['learn2learn'] = None\n"
-        "from maml_l2l import commands, train\nsys.argv = ['train']\ncommands.run(train.main)"
+        "from maml_l2l import commands\nfrom maml_l2l.train import main\nsys.argv = ['train']\ncommands.run(main)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert_user_error(done, "pip install learn2learn==0.2.0 --config-settings=--build-option=build_ext")

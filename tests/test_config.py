@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from maml_l2l.config import Experiment, keys_as_markdown, load_experiment, with_overrides
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from benchmarks import digits
 from maml_l2l.config import Data, load_experiment
-from maml_l2l.errors import UserError
-from maml_l2l.tasks import TaskStream
-from maml_l2l.training import train
+from maml_l2l.experiments.training import train
+from maml_l2l.system.errors import UserError
+from maml_l2l.tasks.stream import TaskStream
 from tests.test_training import TINY
 
 datasets = pytest.importorskip("sklearn.datasets")

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from maml_l2l import distributed
-from maml_l2l.checkpoint import load_checkpoint
+from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.sources import class_split, load_data
-from maml_l2l.errors import UserError
-from maml_l2l.machine import describe
-from maml_l2l.training import MetaTrainer, train
+from maml_l2l.experiments.training import MetaTrainer, train
+from maml_l2l.system import distributed
+from maml_l2l.system.errors import UserError
+from maml_l2l.system.machine import describe
 from tests.commands import wait_for_metrics
 from tests.test_resume import same_state
 from tests.test_training import TINY, metrics
@@ -42,7 +42,7 @@ def joined(rank, world, meeting_point, function, arguments, results):
 def in_processes(world, meeting_point, function, *arguments):
     """`function(*arguments)` in `world` processes that know one another; their answers in order."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["maml_l2l.training"])
+    context.set_forkserver_preload(["maml_l2l.experiments.training"])
     results = context.Queue()
     ranks = range(world)
     children = [

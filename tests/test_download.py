@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from maml_l2l import commands, download
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 
 def run_command(*arguments):

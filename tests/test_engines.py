@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from maml_l2l import backbones
 from maml_l2l.algorithms.loop import LoopMAML
 from maml_l2l.algorithms.vectorized import VectorizedMAML
 from maml_l2l.backbones import Conv4
-from maml_l2l.learn2learn_import import MAML
-from maml_l2l.tasks import TaskBatch
+from maml_l2l.backbones import conv4 as backbones
+from maml_l2l.system.learn2learn_import import MAML
+from maml_l2l.tasks.batch import TaskBatch
 
 
 class Doubling(nn.Module):

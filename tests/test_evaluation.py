@@ -8,15 +8,17 @@ import statistics
 import pytest
 import torch
 
-from maml_l2l import reporting
 from maml_l2l.algorithms import VectorizedMAML
 from maml_l2l.algorithms.loop import LoopMAML
-from maml_l2l.checkpoint import load_checkpoint
+from maml_l2l.algorithms.scores import Evaluation
+from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment, with_overrides
-from maml_l2l.errors import UserError
-from maml_l2l.evaluation import Evaluation, evaluate, evaluate_checkpoint
-from maml_l2l.tasks import task_stream
-from maml_l2l.training import train
+from maml_l2l.experiments.evaluation import evaluate, evaluate_checkpoint
+from maml_l2l.experiments.training import train
+from maml_l2l.reports import plots, tables
+from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import write_json
+from maml_l2l.tasks.stream import task_stream
 from tests.test_training import TINY
 
 
@@ -127,19 +129,19 @@ def test_other_data_than_the_checkpoint_s_are_refused(checkpoint):
 def test_the_reports(checkpoint, tmp_path):
     evaluation = run(checkpoint)
     protocol = {"tasks": 20, "ways": 3, "shots": 1, "queries": 1, "split": "test", "normalisation": "batch"}
-    content = reporting.evaluation_json(evaluation, protocol)
-    reporting.write_json(tmp_path / "new" / "report.json", content)
+    content = tables.evaluation_json(evaluation, protocol)
+    write_json(tmp_path / "new" / "report.json", content)
     content = json.loads((tmp_path / "new" / "report.json").read_text())
     assert list(content["accuracy"]) == ["0", "1", "2", "3"]
     assert content["accuracy"]["2"] == {"mean": evaluation.mean()[2], "ci95": evaluation.ci95()[2]}
     assert {key: content[key] for key in protocol} == protocol
-    table = reporting.evaluation_table(evaluation).splitlines()
+    table = tables.evaluation_table(evaluation).splitlines()
     assert len(table) == 5
     assert f"{evaluation.mean()[3]:.2f}" in table[4]
-    reporting.plot_evaluation(evaluation, tmp_path / "plot.png", reporting.evaluation_title(protocol))
+    plots.plot_evaluation(evaluation, tmp_path / "plot.png", tables.evaluation_title(protocol))
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"the ending .docx is not one of .png, .svg, .pdf"):
-        reporting.plot_evaluation(evaluation, tmp_path / "plot.docx", "")
+        plots.plot_evaluation(evaluation, tmp_path / "plot.docx", "")
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from maml_l2l import training
-from maml_l2l.checkpoint import load_checkpoint
+from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment, with_overrides
-from maml_l2l.errors import UserError
-from maml_l2l.evaluation import evaluate_checkpoint
+from maml_l2l.experiments import training
+from maml_l2l.experiments.evaluation import evaluate_checkpoint
+from maml_l2l.experiments.training import train
+from maml_l2l.system.errors import UserError
 from maml_l2l.train import main
-from maml_l2l.training import train
 from tests.commands import assert_user_error, run
 from tests.test_training import TINY
 
@@ -55,7 +55,7 @@ def test_a_colour_set_of_textured_shapes_trains_and_serves_unseen_classes(shapes
 
 def test_the_checkpoint_holds_the_split_that_is_evaluated(checkpoint, monkeypatch):
     drawn = []
-    from maml_l2l import evaluation
+    from maml_l2l.experiments import evaluation
 
     def spy(experiment, images, split, name, make=evaluation.task_stream):
         drawn.append(split[name])

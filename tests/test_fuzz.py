@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maml_l2l.backbones import Conv4
-from maml_l2l.checkpoint import FORMAT, VERSION, Checkpoint, load_checkpoint, save_checkpoint
+from maml_l2l.checkpoints.checkpoint import FORMAT, VERSION, Checkpoint, load_checkpoint, save_checkpoint
 from maml_l2l.config import Experiment, documented_keys, load_experiment, parse_experiment
 from maml_l2l.data import archives, omniglot
-from maml_l2l.data.images import cached
-from maml_l2l.errors import UserError
+from maml_l2l.data.labelled_images import cached
+from maml_l2l.system.errors import UserError
 from tests.commands import assert_user_error, run
 from tests.images import numbered_images
 
@@ -304,7 +304,7 @@ GLOBALS = st.sampled_from([
     "collections.OrderedDict", "collections.Counter", "_codecs.encode", "torch.hub.load", "torch.Size", "torch.Tensor",
     "torch.FloatTensor", "torch.FloatStorage", "torch.device", "torch.storage._load_from_bytes", "none.none",
     "torch.storage.UntypedStorage", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
-    "torch._tensor._rebuild_from_type_v2", "torch.serialization._get_layout", "maml_l2l.files.make_folder",
+    "torch._tensor._rebuild_from_type_v2", "torch.serialization._get_layout", "maml_l2l.system.files.make_folder",
 ]) | st.text("abc.\u00e9", min_size=3, max_size=8).map(lambda text: f"a.{text}")
 # fmt: on
 

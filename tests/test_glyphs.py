@@ -16,9 +16,9 @@ from PIL import Image
 
 from maml_l2l.data import glyphs
 from maml_l2l.data.glyphs import alphabet_sizes, load_glyphs
-from maml_l2l.data.images import LabelledImages
 from maml_l2l.data.ink import ink_pixels
-from maml_l2l.errors import UserError
+from maml_l2l.data.labelled_images import LabelledImages
+from maml_l2l.system.errors import UserError
 
 OMNIGLOT = Path(__file__).parents[2] / "shared" / "data"
 OMNIGLOT_ACCURACY = 46.6  # per cent, of `nearest_neighbour_accuracy` on all of Omniglot

@@ -6,10 +6,10 @@ import torch
 from maml_l2l.algorithms.loop import LoopMAML
 from maml_l2l.algorithms.vectorized import VectorizedMAML
 from maml_l2l.backbones import Conv4
-from maml_l2l.checkpoint import load_checkpoint
+from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
-from maml_l2l.evaluation import evaluate_checkpoint
-from maml_l2l.training import train
+from maml_l2l.experiments.evaluation import evaluate_checkpoint
+from maml_l2l.experiments.training import train
 from tests.test_engines import ORDERS, SETTINGS, gradient, random_tasks, relative_error
 from tests.test_resume import same_state
 from tests.test_training import TINY

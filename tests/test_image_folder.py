@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from maml_l2l.config import Data
-from maml_l2l.data import image_folder
-from maml_l2l.data.image_folder import load_folder
+from maml_l2l.data import folder as folder_data
+from maml_l2l.data.folder import load_folder
 from maml_l2l.data.omniglot import load_omniglot
 from maml_l2l.data.pictures import picture_pixels, read_picture
 from maml_l2l.data.sources import class_split
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -105,7 +105,7 @@ def test_train_beside_other_classes_is_a_class(tmp_path):
 
 
 def without_decoding(monkeypatch):
-    monkeypatch.setattr(image_folder, "read_picture", lambda path, data: pytest.fail(f"decoded {path} again"))
+    monkeypatch.setattr(folder_data, "read_picture", lambda path, data: pytest.fail(f"decoded {path} again"))
 
 
 def test_pictures_are_decoded_once(tmp_path, monkeypatch):

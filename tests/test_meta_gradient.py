@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from maml_l2l.algorithms import ENGINES
-from maml_l2l.algorithms.meta_learner import score
+from maml_l2l.algorithms.scores import score
 from maml_l2l.backbones import BatchStatisticsNorm
-from maml_l2l.tasks import TaskBatch
+from maml_l2l.tasks.batch import TaskBatch
 from tests import reference
 
 WAYS, SHOTS, QUERIES, FILTERS, LR = 3, 2, 2, 4, 0.4

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from benchmarks import misread
-from maml_l2l.checkpoint import load_checkpoint
+from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
-from maml_l2l.errors import UserError
-from maml_l2l.tasks import TaskStream
-from maml_l2l.training import train
+from maml_l2l.experiments.training import train
+from maml_l2l.system.errors import UserError
+from maml_l2l.tasks.stream import TaskStream
 from tests.images import identities, numbered_images
 from tests.test_training import TINY
 

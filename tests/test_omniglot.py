@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from maml_l2l.data import archives, omniglot
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 from tests.conftest import send
 
 CHARACTERS, DRAWINGS = 3, 2  # of each part of the small Omniglot

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from maml_l2l.config import Data
 from maml_l2l.data.ink import ink_pixels
 from maml_l2l.data.pictures import picture_pixels, read_picture
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,7 +154,7 @@ def test_a_decompression_bomb_is_an_error_and_no_warning(tmp_path, most):
     Image.fromarray(noise(10, 10)).save(tmp_path / "picture.png")
     code = (
         "import sys\nfrom PIL import Image\nfrom maml_l2l.config import Data\n"
-        "from maml_l2l.data.pictures import read_picture\nfrom maml_l2l.errors import UserError\n"
+        "from maml_l2l.data.pictures import read_picture\nfrom maml_l2l.system.errors import UserError\n"
         "Image.MAX_IMAGE_PIXELS = int(sys.argv[2])\n"
         "try:\n    print(read_picture(sys.argv[1], Data()).shape)\nexcept UserError as error:\n    print(error)"
     )

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from maml_l2l import reporting
+from maml_l2l.data.class_folders import query_pictures, support_pictures
 from maml_l2l.data.glyphs import load_glyphs
-from maml_l2l.errors import UserError
-from maml_l2l.prediction import FewShotClassifier, query_pictures, support_pictures
+from maml_l2l.prediction import FewShotClassifier
+from maml_l2l.reports import plots
+from maml_l2l.system.errors import UserError
 from tests.commands import ROOT, assert_user_error, launch, run
 from tests.test_commands import trained
 
@@ -123,7 +124,7 @@ def test_the_picture_shows_what_stays_readable_and_counts_the_rest(tmp_path):
     labels = [name for name in ("$x$", "a name of more than eighteen letters") for _ in range(11)]
     found = [{"class": "$x$", "probability": 0.75, "runners_up": []}] * 43
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8))
-    reporting.plot_predictions(pixels[:22], labels, pixels, found, tmp_path / "plot.svg")
+    plots.plot_predictions(pixels[:22], labels, pixels, found, tmp_path / "plot.svg")
     drawing = (tmp_path / "plot.svg").read_text()
     texts = re.findall(r"<!-- (.*?) -->", drawing, re.DOTALL)
     assert "support set, as the network sees it (16 of 22 pictures, 6 left out)" in texts

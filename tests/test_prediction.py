@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from maml_l2l.checkpoint import load_checkpoint
+from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.glyphs import load_glyphs
-from maml_l2l.errors import UserError
+from maml_l2l.experiments.training import train
 from maml_l2l.prediction import FewShotClassifier
-from maml_l2l.training import train
+from maml_l2l.system.errors import UserError
 from tests.test_training import TINY
 
 

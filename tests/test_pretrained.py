@@ -8,11 +8,11 @@ import shutil
 import pytest
 
 from benchmarks import omniglot, omniglot_report
-from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
+from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from maml_l2l.config import load_experiment, parse_experiment, with_overrides
-from maml_l2l.errors import UserError
-from maml_l2l.evaluation import evaluate_checkpoint
-from maml_l2l.training import train
+from maml_l2l.experiments.evaluation import evaluate_checkpoint
+from maml_l2l.experiments.training import train
+from maml_l2l.system.errors import UserError
 from tests.test_training import TINY
 
 RUNS = omniglot_report.load_results()

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from maml_l2l import files, run_folder
-from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
+from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.glyphs import load_glyphs
-from maml_l2l.errors import Stopped, UserError
-from maml_l2l.interruption import StopRequests
-from maml_l2l.training import MetaTrainer, train
+from maml_l2l.experiments import run_folder
+from maml_l2l.experiments.training import MetaTrainer, train
+from maml_l2l.system import files
+from maml_l2l.system.errors import Stopped, UserError
+from maml_l2l.system.interruption import StopRequests
 from tests.commands import loaded, started, wait_for_metrics
 from tests.test_training import TINY, metrics
 

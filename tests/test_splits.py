@@ -10,7 +10,7 @@ from maml_l2l.data.glyphs import load_glyphs
 from maml_l2l.data.omniglot import load_omniglot
 from maml_l2l.data.sources import class_split
 from maml_l2l.data.splits import SPLITS, finn_split
-from maml_l2l.tasks import TaskStream
+from maml_l2l.tasks.stream import TaskStream
 from tests.images import identities, numbered_images
 
 

@@ -6,23 +6,22 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "maml_l2l"
-# Each layer may import from those above it in this list, and its own files from one another.
-LAYERS = [
-    ["__init__", "config_problems", "errors", "files", "learn2learn_import", "torch_files", "yaml_values"],
-    ["config", "device", "distributed", "interruption", "machine"],
+# Each room may import from those above it in this list, and its own files from one another.
+ROOMS = [
+    ["__init__"],
+    ["system"],
+    ["config"],
     ["data"],
     ["tasks"],
     ["backbones"],
     ["algorithms"],
-    ["checkpoint", "checkpoint_validation"],
-    ["evaluation", "prediction"],
-    ["reporting"],
-    ["run_folder"],
-    ["training"],
+    ["checkpoints"],
+    ["reports"],
+    ["experiments", "prediction"],
     ["commands"],
     ["train", "eval", "predict", "download"],
 ]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from maml_l2l.data.images import LabelledImages
-from maml_l2l.errors import UserError
-from maml_l2l.tasks import TaskStream
+from maml_l2l.data.labelled_images import LabelledImages
+from maml_l2l.system.errors import UserError
+from maml_l2l.tasks.stream import TaskStream
 from tests.images import identities, numbered_images
 
 CLASSES, IMAGES = 12, 8

@@ -11,12 +11,13 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from maml_l2l import machine, training
-from maml_l2l.checkpoint import load_checkpoint, save_checkpoint
+from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.sources import class_split, load_data
-from maml_l2l.errors import UserError
-from maml_l2l.training import MetaTrainer, train
+from maml_l2l.experiments import training
+from maml_l2l.experiments.training import MetaTrainer, train
+from maml_l2l.system import machine
+from maml_l2l.system.errors import UserError
 
 TINY = [
     "data.name=glyphs",

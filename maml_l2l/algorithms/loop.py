@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from maml_l2l.algorithms.meta_learner import MetaLearner, mean_cross_entropy
-from maml_l2l.learn2learn_import import MAML, meta_sgd_update
-from maml_l2l.tasks import TaskBatch
+from maml_l2l.algorithms.meta_learner import MetaLearner
+from maml_l2l.algorithms.scores import mean_cross_entropy
+from maml_l2l.system.learn2learn_import import MAML, meta_sgd_update
+from maml_l2l.tasks.batch import TaskBatch
 
 
 class LoopMAML(MetaLearner):

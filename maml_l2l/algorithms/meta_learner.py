@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
-from maml_l2l.learn2learn_import import MAML
-from maml_l2l.tasks import TaskBatch
-
-
-class Scores(NamedTuple):
-    """Over the query images of each task. losses: (T,) mean cross-entropy in nats. accuracies: (T,) in [0, 1]."""
-
-    losses: torch.Tensor
-    accuracies: torch.Tensor
-
-
-def mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """logits: (..., images, ways), labels: (..., images) int64 -> mean over images, (...), in nats."""
-    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
-    return losses.view(labels.shape).mean(-1)
-
-
-def score(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
-    """logits: (..., images, ways), labels: (..., images) int64 -> losses and accuracies (...)."""
-    losses = mean_cross_entropy(logits, labels)
-    return Scores(losses, (logits.argmax(-1) == labels).to(losses.dtype).mean(-1))
+from maml_l2l.algorithms.scores import Scores, score
+from maml_l2l.system.learn2learn_import import MAML
+from maml_l2l.tasks.batch import TaskBatch
 
 
 class MetaLearner(MAML):

@@ -10,8 +10,9 @@ import torch
 from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
-from maml_l2l.algorithms.meta_learner import MetaLearner, Scores, mean_cross_entropy, score
-from maml_l2l.tasks import TaskBatch
+from maml_l2l.algorithms.meta_learner import MetaLearner
+from maml_l2l.algorithms.scores import Scores, mean_cross_entropy, score
+from maml_l2l.tasks.batch import TaskBatch
 
 Parameters = dict[str, torch.Tensor]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 TIMEOUT_S = 20.0  # without a single byte
 PAUSES_S = (1.0, 3.0)  # before the second and the third attempt

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from maml_l2l.data.image_files import ImageFile, image_file
+from maml_l2l.data.picture_files import PictureFile, picture_file
 from maml_l2l.data.splits import SPLITS
-from maml_l2l.errors import UserError, listing
+from maml_l2l.system.errors import UserError, listing
 
 _NOT_PICTURES = {"thumbs.db", "desktop.ini"}
 _NOT_PICTURE_ENDINGS = {".txt", ".json", ".csv", ".md"}
@@ -25,7 +25,7 @@ _NOT_PICTURE_ENDINGS = {".txt", ".json", ".csv", ".md"}
 class ClassFolders(NamedTuple):
     """files: sorted by class. class_names: sorted. parts: that of each class, None where the folder is not split."""
 
-    files: list[ImageFile]
+    files: list[PictureFile]
     class_names: tuple[str, ...]
     parts: tuple[str, ...] | None
 
@@ -64,13 +64,44 @@ def find_classes(root: Path, otherwise: str = "") -> ClassFolders:
     return ClassFolders(files, tuple(sorted(part_of)), tuple(part_of[name] for name in sorted(part_of)))
 
 
-def _leaves(folder: str, name: str) -> Iterator[tuple[str, list[ImageFile]]]:
+def support_pictures(folder: Path) -> tuple[list[str], list[str]]:
+    """The paths and class names of all pictures in the class folders of `folder`; see `class_folders`.
+
+    Raises `UserError` where `folder` holds none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}. Name one that holds a folder of pictures for each class.")
+    files = find_classes(folder).files
+    return [file.path for file in files], [file.class_name for file in files]
+
+
+def query_pictures(paths: Iterable[Path]) -> list[str]:
+    """`paths`, with each folder replaced by the pictures anywhere below it, sorted; hidden ones are passed over.
+
+    Raises `UserError` where one does not exist, and where a folder holds no pictures.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"there is no file or folder {path}. Name pictures, or folders that hold some.")
+        if not path.is_dir():
+            found.append(path)
+            continue
+        below = [file for file in sorted(path.rglob("*")) if file.is_file() and may_be_picture(file.name)]
+        pictures = [file for file in below if not any(part[0] == "." for part in file.relative_to(path).parts)]
+        if not pictures:
+            raise UserError(f"there are no pictures in the folder {path}. Name pictures, or folders that hold some.")
+        found += pictures
+    return [str(path) for path in found]
+
+
+def _leaves(folder: str, name: str) -> Iterator[tuple[str, list[PictureFile]]]:
     """Every folder without folders: its path below the root, with '/' between levels, and its files."""
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     folders = [entry for entry in entries if entry.is_dir()]
     files = [entry for entry in entries if not entry.is_dir() and may_be_picture(entry.name)]
     if not folders:
-        yield name, [image_file(name, entry) for entry in files]
+        yield name, [picture_file(name, entry) for entry in files]
         return
     strays = sorted(entry.name for entry in files if _ending(entry.name) in _picture_endings())
     if strays:

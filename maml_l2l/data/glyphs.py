@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from maml_l2l.data.images import LabelledImages, cached
 from maml_l2l.data.ink import SIZE, ink_pixels
-from maml_l2l.errors import UserError
+from maml_l2l.data.labelled_images import LabelledImages, cached
+from maml_l2l.system.errors import UserError
 
 DRAWING_VERSION = 1  # raise it with every change that alters a pixel: it is part of the cache's key
 ALPHABETS, WRITERS, CANVAS = 50, 20, 105  # Omniglot's; the canvas in pixels

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from tqdm import tqdm
 
 from maml_l2l.data import archives
-from maml_l2l.data.image_files import ImageFile, digest, image_file
-from maml_l2l.errors import UserError
-from maml_l2l.files import make_folder, write_atomically
+from maml_l2l.data.picture_files import PictureFile, digest, picture_file
+from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import make_folder, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from maml_l2l.data.images import LabelledImages
+    from maml_l2l.data.labelled_images import LabelledImages
 
 BASE_ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 # fmt: off
@@ -71,7 +71,7 @@ def load_omniglot(root: str | Path, source: str | None = None, verify: bool = Tr
     and decoded anew when a file has changed.
     Raises `UserError` where the data are neither there nor to be had, and where an image is damaged.
     """
-    from maml_l2l.data.images import cached  # imports PyTorch, which the download does without
+    from maml_l2l.data.labelled_images import cached  # imports PyTorch, which the download does without
 
     folder = Path(root) / _FOLDER
     found = {part: _scan(folder, part) for part in _PARTS}
@@ -177,13 +177,13 @@ def _images(archive: Path, part: _Part) -> list[zipfile.ZipInfo]:
     return infos
 
 
-def _is_complete(part: _Part, files: list[ImageFile]) -> bool:
+def _is_complete(part: _Part, files: list[PictureFile]) -> bool:
     sizes = Counter(file.class_name for file in files)
     full = sum(size >= DRAWINGS for size in sizes.values())
     return full >= part.characters and all(file.size for file in files)
 
 
-def _scan(folder: Path, part: _Part) -> list[ImageFile]:
+def _scan(folder: Path, part: _Part) -> list[PictureFile]:
     """The images of one part in no particular order; none where its folder does not exist."""
     part_folder = str(folder / part.name)
     try:
@@ -197,25 +197,25 @@ def _scan(folder: Path, part: _Part) -> list[ImageFile]:
         ) from None
 
 
-def _walk(part_folder: str) -> Iterator[ImageFile]:
+def _walk(part_folder: str) -> Iterator[PictureFile]:
     for alphabet in _folders(part_folder):
         for character in _folders(alphabet.path):
             class_name = f"{alphabet.name}/{character.name}"
             for entry in os.scandir(character.path):
                 if entry.name.endswith(".png") and not entry.name.startswith("."):
-                    yield image_file(class_name, entry)
+                    yield picture_file(class_name, entry)
 
 
 def _folders(folder: str) -> list[os.DirEntry[str]]:
     return [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _decode(files: list[ImageFile]) -> LabelledImages:
+def _decode(files: list[PictureFile]) -> LabelledImages:
     """`files`: sorted by class."""
     import numpy as np
     import torch
 
-    from maml_l2l.data.images import LabelledImages
+    from maml_l2l.data.labelled_images import LabelledImages
 
     class_names = sorted({file.class_name for file in files})
     index = {name: label for label, name in enumerate(class_names)}

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maml_l2l.config import Data
 from maml_l2l.data.ink import ink_pixels
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 # All that Pillow reads but EPS, which it hands to Ghostscript, an interpreter of programs.
 Image.init()

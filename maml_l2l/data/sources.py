@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from maml_l2l.config import Data
+from maml_l2l.data.folder import load_folder
 from maml_l2l.data.glyphs import load_glyphs
-from maml_l2l.data.image_folder import load_folder
-from maml_l2l.data.images import LabelledImages
+from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.omniglot import load_omniglot
 from maml_l2l.data.splits import (
     ClassSplit,

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from maml_l2l.data.omniglot import EVALUATION_ALPHABETS
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 SPLITS = ("train", "val", "test")
 ClassSplit = dict[str, list[str]]

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 
-from maml_l2l.errors import Stopped
+from maml_l2l.system.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from maml_l2l.algorithms import MetaLearner, build_learner
-from maml_l2l.checkpoint_validation import checked_contents
+from maml_l2l.checkpoints.validation import checked_contents
 from maml_l2l.config import Algorithm, Experiment, parse_experiment
-from maml_l2l.config_problems import shown
+from maml_l2l.config.problems import shown
 from maml_l2l.data.splits import ClassSplit
-from maml_l2l.errors import UserError
-from maml_l2l.files import write_atomically
-from maml_l2l.torch_files import load_torch_file, save_torch_file
+from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import write_atomically
+from maml_l2l.system.torch_files import load_torch_file, save_torch_file
 
 FORMAT = "maml_l2l checkpoint"
 VERSION = 1

@@ -1,4 +1,4 @@
-"""Few-shot tasks: a typed batch of them, and the stream that they come from, on learn2learn's `Taskset`."""
+"""The stream that few-shot tasks come from, on learn2learn's `Taskset`."""
 
 from __future__ import annotations
 
@@ -7,49 +7,17 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
 from maml_l2l.config import Experiment
-from maml_l2l.data.images import LabelledImages
+from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.splits import ClassSplit
-from maml_l2l.errors import UserError, listing
-from maml_l2l.learn2learn_import import KShots, MetaDataset, NWays, Taskset
-
-
-@dataclass(frozen=True)
-class TaskBatch:
-    """T tasks of the same size, grouped by class within each task.
-
-    support: (T, ways * shots, C, H, W) float in [0, 1].      support_labels: (T, ways * shots) int64 in [0, ways).
-    query: (T, ways * queries, C, H, W) float in [0, 1].      query_labels: (T, ways * queries) int64 in [0, ways).
-    """
-
-    support: torch.Tensor
-    support_labels: torch.Tensor
-    query: torch.Tensor
-    query_labels: torch.Tensor
-    ways: int
-
-    def __len__(self) -> int:
-        """Number of tasks T."""
-        return self.support.shape[0]
-
-    def _map(self, function) -> TaskBatch:
-        tensors = [getattr(self, field.name) for field in fields(self) if field.name != "ways"]
-        return TaskBatch(*map(function, tensors), ways=self.ways)
-
-    def chunks(self, size: int) -> Iterator[TaskBatch]:
-        """The same tasks in order, at most `size` at a time."""
-        for start in range(0, len(self), size):
-            yield self._map(lambda tensor, start=start: tensor[start : start + size])
-
-    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> TaskBatch:
-        """The same tasks on `device`, the images as `dtype`."""
-        return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
+from maml_l2l.system.errors import UserError, listing
+from maml_l2l.system.learn2learn_import import KShots, MetaDataset, NWays, Taskset
+from maml_l2l.tasks.batch import TaskBatch
 
 
 class TaskStream:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 _MAX_PICKLE = 2**24  # bytes of everything but the tensors' contents: 100 times what a checkpoint of Omniglot has
 

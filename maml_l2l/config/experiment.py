@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from maml_l2l.config_problems import checked_path, describe_problems
-from maml_l2l.errors import UserError
-from maml_l2l.yaml_values import apply_override, read_yaml
+from maml_l2l.config.problems import checked_path, describe_problems
+from maml_l2l.config.yaml_values import apply_override, read_yaml
+from maml_l2l.system.errors import UserError
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PathText = Annotated[str, AfterValidator(checked_path)]
@@ -253,7 +253,3 @@ def keys_as_markdown() -> str:
         default = "unset" if field.default is None else yaml.safe_dump(field.default).split("\n")[0]
         rows.append(f"| `{section}.{name}` | {default} | {field.description} |")
     return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    print(keys_as_markdown())

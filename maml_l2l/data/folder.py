@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from maml_l2l.config import Data
 from maml_l2l.data.class_folders import ClassFolders, find_classes
-from maml_l2l.data.image_files import ImageFile, digest
-from maml_l2l.data.images import LabelledImages, cached
+from maml_l2l.data.labelled_images import LabelledImages, cached
+from maml_l2l.data.picture_files import PictureFile, digest
 from maml_l2l.data.pictures import read_picture
-from maml_l2l.errors import UserError, listing
-from maml_l2l.files import make_folder
+from maml_l2l.system.errors import UserError, listing
+from maml_l2l.system.files import make_folder
 
 DECODING_VERSION = 1  # raise it with every change that alters a pixel: it is part of the cache's key
 
@@ -84,7 +84,7 @@ def _decode(found: ClassFolders, data: Data, pixels: torch.Tensor) -> LabelledIm
     """Decode all files into `pixels`; where some are left out, its last rows are."""
     label_of = {name: label for label, name in enumerate(found.class_names)}
     labels, unread, twins = [], [], []
-    first_with: dict[bytes, ImageFile] = {}
+    first_with: dict[bytes, PictureFile] = {}
     with contextlib.closing(_read_all(found.files, data)) as pictures:
         for file, picture in tqdm(pictures, "decoding pictures", len(found.files), unit="picture", disable=None):
             if isinstance(picture, UserError):
@@ -105,10 +105,10 @@ def _decode(found: ClassFolders, data: Data, pixels: torch.Tensor) -> LabelledIm
     return LabelledImages(pixels[: len(labels)], torch.tensor(labels), found.class_names)
 
 
-def _read_all(files: list[ImageFile], data: Data) -> Iterator[tuple[ImageFile, np.ndarray | UserError]]:
+def _read_all(files: list[PictureFile], data: Data) -> Iterator[tuple[PictureFile, np.ndarray | UserError]]:
     """Each file with what it holds, in order, decoded by as many threads as there are cores: Pillow frees the GIL."""
 
-    def read(file: ImageFile) -> np.ndarray | UserError:
+    def read(file: PictureFile) -> np.ndarray | UserError:
         try:
             return read_picture(file.path, data)
         except UserError as error:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
-from maml_l2l import distributed
-from maml_l2l.algorithms.meta_learner import MetaLearner, Scores, score
-from maml_l2l.checkpoint import Checkpoint
+from maml_l2l.algorithms.meta_learner import MetaLearner
+from maml_l2l.algorithms.scores import Evaluation, Scores, score
+from maml_l2l.checkpoints.checkpoint import Checkpoint
 from maml_l2l.config import Experiment, changed_keys
-from maml_l2l.data.images import LabelledImages
+from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import load_data
 from maml_l2l.data.splits import unseen_classes
-from maml_l2l.device import choose_device
-from maml_l2l.errors import UserError
-from maml_l2l.tasks import TaskStream, task_stream
+from maml_l2l.system import distributed
+from maml_l2l.system.device import computing, find_device
+from maml_l2l.system.errors import UserError
+from maml_l2l.tasks.stream import TaskStream, task_stream
 
 _TASKS_AT_ONCE = 50
 
@@ -29,26 +28,6 @@ _OWN = (
     *("run.seed", "run.device", "run.threads", "run.compile"),  # the last must be given up for the loop
 )
 _SPLIT_ONCE = ("data.split", "data.val_fraction", "data.test_fraction", "data.split_seed")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of the same tasks after each number of inner steps in `steps`.
-
-    losses: (len(steps), tasks) mean cross-entropy over the queries.  accuracies: (len(steps), tasks), in percent.
-    """
-
-    steps: tuple[int, ...]
-    losses: torch.Tensor
-    accuracies: torch.Tensor
-
-    def mean(self) -> list[float]:
-        """Mean accuracy over tasks in percent, for each number of steps."""
-        return self.accuracies.mean(1).tolist()
-
-    def ci95(self) -> list[float]:
-        """Half the 95 % confidence interval of the mean over tasks, in percent points (normal approximation)."""
-        return (1.96 * self.accuracies.std(1) / math.sqrt(self.accuracies.shape[1])).tolist()
 
 
 @torch.no_grad()
@@ -91,8 +70,9 @@ def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: s
     """
     _check_changes(checkpoint.experiment, experiment)
     checkpoint.check_ways(experiment.task.ways)
-    device = choose_device(experiment.run)
-    with distributed.process_group(device):
+    run = experiment.run
+    device = find_device(run.device)
+    with computing(device, run.threads, run.precision), distributed.process_group(device):
         with distributed.one_a_machine_first():
             images = load_data(experiment.data)
         stream = _stream(checkpoint, experiment, images, split)

@@ -10,7 +10,7 @@ import contextlib
 import io
 import sys
 
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 _INSTALL = (
     "learn2learn 0.2.0 is not installed. It has no wheels, and on Python 3.11 or newer it builds only with a setting: "

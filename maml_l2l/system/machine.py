@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from maml_l2l import distributed
+from maml_l2l.system import distributed
 
 _PACKAGES = ("maml_l2l", "torch", "torchvision", "learn2learn", "numpy", "pydantic", "pyyaml", "pillow")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from maml_l2l.config_problems import shortened, shown
-from maml_l2l.errors import UserError
+from maml_l2l.config.problems import shortened, shown
+from maml_l2l.system.errors import UserError
 
 MAX_BYTES = 2**16  # of a config: 20 times what every key with a comment takes
 

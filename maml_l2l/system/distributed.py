@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class ImageFile(NamedTuple):
+class PictureFile(NamedTuple):
     """One file. Tuples sort by class, then by name."""
 
     class_name: str  # with '/' between levels
@@ -19,13 +19,13 @@ class ImageFile(NamedTuple):
     path: str
 
 
-def image_file(class_name: str, entry: os.DirEntry[str]) -> ImageFile:
+def picture_file(class_name: str, entry: os.DirEntry[str]) -> PictureFile:
     """The file that `os.scandir` found. Raises `OSError` where a link leads nowhere."""
     status = entry.stat()
-    return ImageFile(class_name, entry.name, status.st_size, status.st_mtime_ns, entry.path)
+    return PictureFile(class_name, entry.name, status.st_size, status.st_mtime_ns, entry.path)
 
 
-def digest(folder: Path, files: Iterable[ImageFile]) -> str:
+def digest(folder: Path, files: Iterable[PictureFile]) -> str:
     """Of what the decoded pixels depend on: each file's path below `folder`, size and time of change."""
     start = len(str(folder))
     lines = (f"{file.path[start:]}\t{file.size}\t{file.mtime_ns}\n" for file in files)

@@ -1,130 +1,18 @@
-"""What a user sees of a run: the metrics file, tables and pictures."""
+"""The pictures of a run, an evaluation and a prediction."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import warnings
 from pathlib import Path
 
 import torch
 
-from maml_l2l.config import Experiment
-from maml_l2l.errors import UserError
-from maml_l2l.evaluation import Evaluation
-from maml_l2l.files import make_folder, write_atomically
+from maml_l2l.algorithms.scores import Evaluation
+from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import make_folder, write_atomically
 
-_RUNNERS_UP = 3  # of each prediction, in its line
 _COLUMNS, _DRAWN_CLASSES, DRAWN_QUERIES = 8, 20, 40  # of a picture of predictions
-
-
-class MetricsLog:
-    """`metrics.jsonl`, one JSON object a line, and on request the same figures as TensorBoard events.
-
-    Training lines hold `iteration`, `loss`, `accuracy` (percent, means over the meta-batch) and `meta_lr`; validation
-    lines `iteration`, `val_loss`, `val_accuracy` and `val_ci95`. No line holds a time: equal runs write equal files.
-    """
-
-    def __init__(self, folder: Path, tensorboard: bool, done: int = 0, size: int = 0):
-        """Go on after `done` meta-iterations, when the file had `size` bytes: what was written later is cut off."""
-        self._path = folder / "metrics.jsonl"
-        self._writer = _summary_writer(folder / "tensorboard", done + 1) if tensorboard else None
-        try:
-            found = self._path.read_bytes()[:size] if size else b""
-            self._file = open(self._path, "ab")  # noqa: SIM115, closed by close()
-            self._file.truncate(found.rfind(b"\n") + 1)
-        except OSError as error:
-            raise self._unwritable(error) from None
-        if len(found) < size:
-            warnings.warn(
-                f"{self._path} has lost its last {size - len(found)} bytes since the run was saved", stacklevel=2
-            )
-
-    def write(self, iteration: int, **values: float) -> None:
-        """Append one line."""
-        try:
-            self._file.write(json.dumps({"iteration": iteration, **values}).encode() + b"\n")
-        except OSError as error:
-            raise self._unwritable(error) from None
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, iteration)
-
-    def sync(self) -> int:
-        """See everything onto the disk; return the number of bytes that stand there."""
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise self._unwritable(error) from None
-        return self._file.tell()
-
-    def close(self) -> None:
-        """Flush and close. What a full disk keeps from being written is beyond the last checkpoint."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        if self._writer is not None:
-            self._writer.close()
-
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"cannot write {self._path}: {error.strerror}. Free space or make the folder writable.")
-
-
-def _summary_writer(folder: Path, purge_step: int):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("run.tensorboard is true, but TensorBoard is not installed: pip install tensorboard.") from None
-    return SummaryWriter(str(folder), purge_step=purge_step)
-
-
-def evaluation_table(evaluation: Evaluation) -> str:
-    """Mean accuracy and 95 % interval after each number of inner steps, as aligned text."""
-    rows = zip(evaluation.steps, evaluation.mean(), evaluation.ci95(), strict=True)
-    lines = ["inner steps   accuracy (%)   95 % interval"]
-    return "\n".join(lines + [f"{step:11d}   {mean:12.2f}   +- {ci95:.2f}" for step, mean, ci95 in rows])
-
-
-def evaluation_protocol(experiment: Experiment, split: str) -> dict:
-    """What an accuracy depends on beside the checkpoint: the tasks, the classes, how queries are normalised."""
-    return {
-        "tasks": experiment.eval.tasks,
-        **experiment.task.model_dump(),
-        "split": split,
-        "normalisation": experiment.algorithm.normalisation,
-        "seed": experiment.run.seed,
-    }
-
-
-def evaluation_title(protocol: dict) -> str:
-    """One line that says what was measured."""
-    queries = "1 query" if protocol["queries"] == 1 else f"{protocol['queries']} queries"
-    sizes = f"{protocol['ways']}-way {protocol['shots']}-shot, {queries} a class, {protocol['tasks']} tasks"
-    return f"{sizes}, {protocol['split']} classes, {protocol['normalisation']} statistics"
-
-
-def evaluation_json(evaluation: Evaluation, protocol: dict) -> dict:
-    """The figures of `evaluation_table` in percent, and the protocol that they were measured by."""
-    rows = zip(evaluation.steps, evaluation.mean(), evaluation.ci95(), strict=True)
-    accuracy = {str(step): {"mean": mean, "ci95": ci95} for step, mean, ci95 in rows}
-    return {"accuracy": accuracy, **protocol}
-
-
-def predictions_text(predictions: list[dict]) -> str:
-    """One line for each of `prediction.predictions`: path, class, probability, and the next classes."""
-    lines = []
-    for found in predictions:
-        first, *others = (f"{one['class']} {100 * one['probability']:.1f} %" for one in [found, *found["runners_up"]])
-        lines.append(f"{found['path']}: {first} ({', '.join(others[:_RUNNERS_UP])})")
-    return "\n".join(lines)
-
-
-def write_json(path: str | Path, content: dict | list) -> None:
-    """Write `content` as indented JSON, atomically; the folder is created where it is absent."""
-    make_folder(Path(path).parent)
-    write_atomically(Path(path), lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
 def _save_figure(figure, path: Path) -> None:

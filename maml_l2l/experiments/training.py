@@ -11,19 +11,21 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from maml_l2l import distributed
 from maml_l2l.algorithms import backbone_arguments, build_learner
-from maml_l2l.checkpoint import Checkpoint, load_checkpoint
+from maml_l2l.algorithms.scores import Evaluation
+from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from maml_l2l.config import Experiment
-from maml_l2l.data.images import LabelledImages
+from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.data.splits import ClassSplit
-from maml_l2l.device import choose_device, drawing_workers
-from maml_l2l.errors import UserError
-from maml_l2l.evaluation import Evaluation, evaluate
-from maml_l2l.interruption import StopRequests
-from maml_l2l.run_folder import NoRunFolder, RunFolder, refuse_used_folder, saved_state, started_by
-from maml_l2l.tasks import TaskBatch, task_stream
+from maml_l2l.experiments.evaluation import evaluate
+from maml_l2l.experiments.run_folder import NoRunFolder, RunFolder, refuse_used_folder, saved_state, started_by
+from maml_l2l.system import distributed
+from maml_l2l.system.device import computing, drawing_workers, find_device
+from maml_l2l.system.errors import UserError
+from maml_l2l.system.interruption import StopRequests
+from maml_l2l.tasks.batch import TaskBatch
+from maml_l2l.tasks.stream import task_stream
 
 _WORTH_COMPILING = 1000  # meta-iterations; compiling takes the time of some hundred
 
@@ -69,7 +71,7 @@ class MetaTrainer:
         starts = range(
             self.done * settings.meta_batch + first, settings.iterations * settings.meta_batch, settings.meta_batch
         )
-        workers = drawing_workers(self.experiment.run, self.device)
+        workers = drawing_workers(self.experiment.run.workers, self.device)
         for tasks in self.training_tasks.batches(starts, count, self.device, workers):
             meta_lr = self._set_meta_lr(self.done)
             loss, accuracy = self._meta_gradient(tasks)
@@ -179,8 +181,9 @@ def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, re
     or one of another config), where it or `save_to` cannot be written, and where a loss or meta-gradient is not finite.
     Raises `Stopped` after SIGINT or SIGTERM, with everything saved.
     """
-    device = choose_device(experiment.run)
-    with distributed.process_group(device):
+    run = experiment.run
+    device = find_device(run.device)
+    with computing(device, run.threads, run.precision), distributed.process_group(device):
         resume = resume or (distributed.restarted() and started_by(run_dir, distributed.job()))
         # The first process reads them for all: there may be no folder that all machines share.
         saved, pretrained = distributed.from_first(lambda: _beginning(experiment, run_dir, resume))

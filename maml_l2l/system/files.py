@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 
 def make_folder(path: Path) -> Path:
@@ -62,3 +63,9 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process left in `folder`."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: dict | list) -> None:
+    """Write `content` as indented JSON, atomically; the folder is created where it is absent."""
+    make_folder(Path(path).parent)
+    write_atomically(Path(path), lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))

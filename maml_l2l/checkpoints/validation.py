@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from maml_l2l.backbones import Conv4
 from maml_l2l.config import MAX_FILTERS, MAX_WAYS, Algorithm, parse_experiment
-from maml_l2l.config_problems import describe_problems, shown
+from maml_l2l.config.problems import describe_problems, shown
 from maml_l2l.data.splits import SPLITS, ClassSplit
-from maml_l2l.errors import UserError
+from maml_l2l.system.errors import UserError
 
 _MAX_CHANNELS = 64
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from maml_l2l.errors import UserError
-from maml_l2l.files import make_folder, write_atomically
-from maml_l2l.torch_files import load_torch_file, save_torch_file
+from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import make_folder, write_atomically
+from maml_l2l.system.torch_files import load_torch_file, save_torch_file
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maml_l2l.data.images import cached
+from maml_l2l.data.labelled_images import cached
 from tests.images import numbered_images
 
 

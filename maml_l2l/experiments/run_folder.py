@@ -14,13 +14,15 @@ import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from maml_l2l import distributed, reporting
-from maml_l2l.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from maml_l2l.algorithms.scores import Evaluation
+from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from maml_l2l.config import Experiment, changed_keys
-from maml_l2l.errors import UserError
-from maml_l2l.evaluation import Evaluation
-from maml_l2l.files import check_writable, make_folder, remove_leftovers, write_atomically
-from maml_l2l.machine import machine
+from maml_l2l.experiments.metrics_log import MetricsLog
+from maml_l2l.reports.plots import plot_curves
+from maml_l2l.system import distributed
+from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import check_writable, make_folder, remove_leftovers, write_atomically, write_json
+from maml_l2l.system.machine import machine
 
 CONFIG, LAST, PREVIOUS, BEST = "config.yaml", "last.pth", "previous.pth", "best.pth"
 SESSIONS = "sessions.json"
@@ -126,7 +128,7 @@ class RunFolder:
         self._lock = _locked(path)
         remove_leftovers(path)
         state = {"done": resumed.iteration, "size": resumed.metrics_bytes} if resumed else {}
-        self._metrics = reporting.MetricsLog(path, experiment.run.tensorboard, **state)
+        self._metrics = MetricsLog(path, experiment.run.tensorboard, **state)
         config = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
         write_atomically(path / CONFIG, lambda file: file.write(config.encode()))
         self._sessions, self._started = [*_earlier_sessions(path), {}], time.perf_counter()
@@ -152,7 +154,7 @@ class RunFolder:
         save_checkpoint(dataclasses.replace(checkpoint, **record), self.path / LAST, previous=self.path / PREVIOUS)
         seconds = round(time.perf_counter() - self._started, 1)
         self._sessions[-1] = self._session | {"to": checkpoint.iteration, "seconds": seconds}
-        reporting.write_json(self.path / SESSIONS, self._sessions)
+        write_json(self.path / SESSIONS, self._sessions)
 
     def validated(self, checkpoint: Checkpoint, evaluation: Evaluation) -> None:
         """Log a validation, keep the weights where it is the best so far, and draw the curves."""
@@ -165,7 +167,7 @@ class RunFolder:
             self._copy_best()
         tqdm.write(f"meta-iteration {checkpoint.iteration}: validation accuracy {accuracy:.2f} +- {ci95:.2f} %{mark}")
         self._metrics.sync()
-        reporting.plot_curves(self.path / "metrics.jsonl", self.path / "curves.png", title=self.path.name)
+        plot_curves(self.path / "metrics.jsonl", self.path / "curves.png", title=self.path.name)
 
     def _copy_best(self) -> None:
         if self.save_to is not None:

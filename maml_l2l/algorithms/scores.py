@@ -1,0 +1,49 @@
+"""How well queries were answered: losses, accuracies, and their interval over tasks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+
+class Scores(NamedTuple):
+    """Over the query images of each task. losses: (T,) mean cross-entropy in nats. accuracies: (T,) in [0, 1]."""
+
+    losses: torch.Tensor
+    accuracies: torch.Tensor
+
+
+def mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """logits: (..., images, ways), labels: (..., images) int64 -> mean over images, (...), in nats."""
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+    return losses.view(labels.shape).mean(-1)
+
+
+def score(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
+    """logits: (..., images, ways), labels: (..., images) int64 -> losses and accuracies (...)."""
+    losses = mean_cross_entropy(logits, labels)
+    return Scores(losses, (logits.argmax(-1) == labels).to(losses.dtype).mean(-1))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of the same tasks after each number of inner steps in `steps`.
+
+    losses: (len(steps), tasks) mean cross-entropy over the queries.  accuracies: (len(steps), tasks), in percent.
+    """
+
+    steps: tuple[int, ...]
+    losses: torch.Tensor
+    accuracies: torch.Tensor
+
+    def mean(self) -> list[float]:
+        """Mean accuracy over tasks in percent, for each number of steps."""
+        return self.accuracies.mean(1).tolist()
+
+    def ci95(self) -> list[float]:
+        """Half the 95 % confidence interval of the mean over tasks, in percent points (normal approximation)."""
+        return (1.96 * self.accuracies.std(1) / math.sqrt(self.accuracies.shape[1])).tolist()

@@ -1,0 +1,1 @@
+"""Checkpoints: what they hold, and whether what they hold fits together."""

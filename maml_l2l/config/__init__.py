@@ -1,0 +1,39 @@
+"""One experiment as one frozen, validated value, from a YAML file and overrides."""
+
+from maml_l2l.config.experiment import (
+    MAX_FILTERS,
+    MAX_WAYS,
+    Algorithm,
+    Data,
+    Eval,
+    Experiment,
+    Model,
+    Run,
+    Task,
+    Train,
+    changed_keys,
+    documented_keys,
+    keys_as_markdown,
+    load_experiment,
+    parse_experiment,
+    with_overrides,
+)
+
+__all__ = [
+    "MAX_FILTERS",
+    "MAX_WAYS",
+    "Algorithm",
+    "Data",
+    "Eval",
+    "Experiment",
+    "Model",
+    "Run",
+    "Task",
+    "Train",
+    "changed_keys",
+    "documented_keys",
+    "keys_as_markdown",
+    "load_experiment",
+    "parse_experiment",
+    "with_overrides",
+]

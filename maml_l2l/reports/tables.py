@@ -1,0 +1,66 @@
+"""What a user reads of an evaluation and a prediction: lines, tables and their JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from maml_l2l.algorithms.scores import Evaluation
+from maml_l2l.config import Experiment
+
+_RUNNERS_UP = 3  # of each prediction, in its line
+
+
+def evaluation_table(evaluation: Evaluation) -> str:
+    """Mean accuracy and 95 % interval after each number of inner steps, as aligned text."""
+    rows = zip(evaluation.steps, evaluation.mean(), evaluation.ci95(), strict=True)
+    lines = ["inner steps   accuracy (%)   95 % interval"]
+    return "\n".join(lines + [f"{step:11d}   {mean:12.2f}   +- {ci95:.2f}" for step, mean, ci95 in rows])
+
+
+def evaluation_protocol(experiment: Experiment, split: str) -> dict:
+    """What an accuracy depends on beside the checkpoint: the tasks, the classes, how queries are normalised."""
+    return {
+        "tasks": experiment.eval.tasks,
+        **experiment.task.model_dump(),
+        "split": split,
+        "normalisation": experiment.algorithm.normalisation,
+        "seed": experiment.run.seed,
+    }
+
+
+def evaluation_title(protocol: dict) -> str:
+    """One line that says what was measured."""
+    queries = "1 query" if protocol["queries"] == 1 else f"{protocol['queries']} queries"
+    sizes = f"{protocol['ways']}-way {protocol['shots']}-shot, {queries} a class, {protocol['tasks']} tasks"
+    return f"{sizes}, {protocol['split']} classes, {protocol['normalisation']} statistics"
+
+
+def evaluation_json(evaluation: Evaluation, protocol: dict) -> dict:
+    """The figures of `evaluation_table` in percent, and the protocol that they were measured by."""
+    rows = zip(evaluation.steps, evaluation.mean(), evaluation.ci95(), strict=True)
+    accuracy = {str(step): {"mean": mean, "ci95": ci95} for step, mean, ci95 in rows}
+    return {"accuracy": accuracy, **protocol}
+
+
+def prediction_rows(paths: list[str], classes: list, probabilities: np.ndarray) -> list[dict[str, Any]]:
+    """For each picture its `path`, `class`, `probability`, and `runners_up`: the other classes, most probable first.
+
+    probabilities: (len(paths), len(classes)).
+    """
+    found = []
+    for path, row in zip(paths, probabilities, strict=True):
+        order = (-row).argsort(kind="stable")
+        ranking = [{"class": classes[column], "probability": row[column].item()} for column in order]
+        found.append({"path": path, **ranking[0], "runners_up": ranking[1:]})
+    return found
+
+
+def predictions_text(predictions: list[dict]) -> str:
+    """One line for each of `prediction_rows`: path, class, probability, and the next classes."""
+    lines = []
+    for found in predictions:
+        first, *others = (f"{one['class']} {100 * one['probability']:.1f} %" for one in [found, *found["runners_up"]])
+        lines.append(f"{found['path']}: {first} ({', '.join(others[:_RUNNERS_UP])})")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Few-shot tasks: batches of them, and the stream that they come from."""
