@@ -187,7 +187,7 @@ def test_the_result_does_not_depend_on_the_chunk(engine, monkeypatch):
 )
 def test_training_ends_in_the_same_weights(make, compile_, first_order):
     loop, vectorized = learner_pair(make, 5, first_order=first_order)
-    vectorized.compile = compile_
+    vectorized.compiled = compile_
     for learner in (loop, vectorized):
         optimizer = torch.optim.Adam(learner.parameters(), lr=1e-3)
         for iteration in range(50):
@@ -251,9 +251,9 @@ def assert_compiled_agrees(make, ways, shots, queries, first_order, steps, dtype
         for learner in (loop, vectorized):
             learner.learn_inner_lrs(steps)
             learner.to(dtype)
-    vectorized.task_chunk, vectorized.compile = 2, True
+    vectorized.task_chunk, vectorized.compiled = 2, True
     expected, found = loop.meta_gradient(tasks, steps), vectorized.meta_gradient(tasks, steps)
-    assert vectorized._compiled is not None, "it went on uncompiled"
+    assert vectorized._pieces.compiled, "it went on uncompiled"
     assert relative_error(gradient(vectorized), gradient(loop)) < tolerance
     torch.testing.assert_close(found.losses, expected.losses, rtol=tolerance, atol=0)
     assert torch.equal(found.accuracies, expected.accuracies)
@@ -306,7 +306,7 @@ def test_without_a_compiler_training_goes_on_with_a_warning(monkeypatch):
     monkeypatch.setattr(torch, "compile", no_compiler)
     tasks = random_tasks(4, 5, 1, 1)
     loop, vectorized = learner_pair(mlp, 5)
-    vectorized.compile = True
+    vectorized.compiled = True
     with pytest.warns(
         UserWarning, match="training goes on uncompiled, because compiling failed: no working C\\+\\+ comp"
     ):
@@ -336,7 +336,7 @@ def test_a_gradient_that_is_compiled_wrong_is_not_used(wrong, monkeypatch):
     monkeypatch.setattr(torch, "compile", miscompile)
     tasks = random_tasks(2, 5, 1, 2)
     loop, vectorized = learner_pair(mlp, 5)
-    vectorized.compile = True
+    vectorized.compiled = True
     with pytest.warns(UserWarning, match="uncompiled, because compiling failed: the compiled gradient is off by"):
         vectorized.meta_gradient(tasks, 1)
     loop.meta_gradient(tasks, 1)
@@ -356,7 +356,7 @@ def test_bfloat16_products_keep_the_scores_near_those_of_float32():
 def test_a_compiled_learner_asked_for_other_inner_steps_takes_these():
     tasks = random_tasks(2, 5, 1, 2)
     loop, vectorized = learner_pair(mlp, 5)
-    vectorized.compile = True
+    vectorized.compiled = True
     for steps in (1, 3):
         loop.meta_gradient(tasks, steps)
         vectorized.meta_gradient(tasks, steps)

@@ -25,7 +25,7 @@ def pair(first_order, ways, dtype, compile_=False, downsample="stride"):
     loop = LoopMAML(Conv4(**options), lr=0.4, first_order=first_order)
     vectorized = VectorizedMAML(Conv4(**options), lr=0.4, first_order=first_order)
     vectorized.load_state_dict(loop.state_dict())
-    vectorized.compile = compile_
+    vectorized.compiled = compile_
     return loop.double(), vectorized.to(GPU, dtype)
 
 
@@ -50,7 +50,7 @@ def test_compiled_gradients_are_too_in_every_chunk(first_order, dtype, tolerance
         tasks = random_tasks(7, 5, 1, 1, seed=seed)  # the seventh is a chunk of its own
         expected = loop.meta_gradient(tasks, 1)
         found = vectorized.meta_gradient(tasks.to(GPU, dtype), 1)
-        assert vectorized._compiled is not None, "it went on uncompiled"
+        assert vectorized._pieces.compiled, "it went on uncompiled"
         assert relative_error(gradient(vectorized).cpu(), gradient(loop)) < tolerance
         torch.testing.assert_close(found.losses.cpu().double(), expected.losses, rtol=tolerance, atol=tolerance)
 

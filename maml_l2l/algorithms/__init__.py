@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
+
 import torch
 
 from maml_l2l.algorithms.loop import LoopMAML
 from maml_l2l.algorithms.meta_learner import MetaLearner
+from maml_l2l.algorithms.transforms import TRANSFORMS, named_transform
 from maml_l2l.algorithms.vectorized import VectorizedMAML
 from maml_l2l.backbones import Conv4
 from maml_l2l.config import Algorithm, Model
+from maml_l2l.system.errors import UserError, listing
 
 ENGINES = {"vectorized": VectorizedMAML, "loop": LoopMAML}
 
@@ -30,7 +34,24 @@ def build_learner(
     if precision == "bfloat16":
         network.product_dtype = torch.bfloat16
     learner = engine(network, lr=algorithm.inner_lr, first_order=algorithm.order == "first")
-    learner.task_chunk, learner.compile = algorithm.task_chunk, compile
+    learner.task_chunk, learner.prototype_head = algorithm.task_chunk, algorithm.head == "prototype"
+    learner.adapted = _patterns(algorithm.adapt, network)
+    if isinstance(learner, VectorizedMAML):
+        learner.compiled, learner.recompute = compile, algorithm.recompute is not None
     if algorithm.learn_inner_lr:
         learner.learn_inner_lrs(algorithm.inner_steps)
+    if algorithm.update in TRANSFORMS:
+        learner.learn_transform(named_transform(algorithm.update, network), linear=True)
     return learner
+
+
+def _patterns(adapt: str | list[str], network: torch.nn.Module) -> list[str]:
+    """`MetaLearner.adapted` for `algorithm.adapt`. Raises `UserError` where a pattern fits no parameter."""
+    names = [name for name, _ in network.named_parameters()]
+    if adapt == "body":
+        return [name for name in names if not name.startswith("head.")]
+    patterns = {"all": ["*"], "head": ["head.*"]}[adapt] if isinstance(adapt, str) else adapt
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"algorithm.adapt: no parameter is called {pattern!r}. There are: {listing(names)}.")
+    return patterns

@@ -2,32 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 
 import torch
+from torch import nn
+from torch.func import vmap
 
-from maml_l2l.algorithms.scores import Scores, score
-from maml_l2l.system.learn2learn_import import MAML
+from maml_l2l.algorithms.clone import TaskClone
+from maml_l2l.algorithms.scores import Scores, mean_cross_entropy, score
+from maml_l2l.algorithms.transforms import GradientTransform
+from maml_l2l.system.errors import UserError
+from maml_l2l.system.learn2learn_import import MAML, clone_module
 from maml_l2l.tasks.batch import TaskBatch
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class MetaLearner(MAML):
-    """learn2learn's `MAML` (same constructor, `clone()` and `adapt()` as they are) for batches of tasks.
+    """learn2learn's `MAML` for batches of tasks; its `clone()` and `adapt()` use what was learned beside the weights.
 
-    An engine is a subclass that implements `adapt_and_score`. The inner loss is the mean cross-entropy over the support
-    set; the outer loss is its mean over the query set and the tasks (Finn et al., 2017, algorithm 2).
+    An engine is a subclass that implements `adapt_and_score`. The inner loss is `loss` over the support set; the outer
+    loss is its mean over the query set and the tasks (Finn et al., 2017, algorithm 2). Parameters that do not require
+    gradients are frozen: no loop changes them.
     """
 
     task_chunk: int | None = None
     """Tasks worked on at once; None leaves it to the engine."""
 
-    inner_lrs: torch.nn.Parameter | None
+    adapted: Sequence[str] = ("*",)
+    """Patterns (`fnmatch`) of the names of the parameters that the inner loop adapts; the outer loop learns all."""
+
+    prototype_head = False
+    """Start the linear layer `head` of each task as the prototypes of its classes; see `prototype_head`."""
+
+    inner_lrs: nn.Parameter | None
     """Learned step sizes (inner steps, parameter tensors of the module); None: `lr` for all."""
 
-    def __init__(self, model: torch.nn.Module, lr: float, **options):
-        """See learn2learn's `MAML`."""
-        super().__init__(model, lr, **options)
+    transform: GradientTransform | None
+    """What the gradients of the inner loop pass through before a step is taken; None: nothing."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        first_order: bool = False,
+        allow_unused: bool | None = None,
+        allow_nograd: bool = True,
+        loss: Loss | None = None,
+    ):
+        """See learn2learn's `MAML`, but for `allow_nograd`, which is true here unless it is given.
+
+        loss: `loss(outputs, targets)` of one task, (n, ...) and (n, ...), gives a scalar, for the inner and the outer
+        loop. None: the mean cross-entropy, in nats.
+        Raises `UserError` where the module keeps running statistics, which tasks would share, or has parameters
+        without gradients that `allow_nograd=False` rules out.
+        """
+        _check_module(model, allow_nograd)
+        super().__init__(model, lr, first_order, allow_unused, allow_nograd)
+        self.loss = loss
         self.register_parameter("inner_lrs", None)
+        self.transform = None
 
     def learn_inner_lrs(self, steps: int) -> None:
         """Meta-learn a step size for each parameter tensor in each of `steps` inner steps, starting from `lr`.
@@ -35,15 +70,68 @@ class MetaLearner(MAML):
         Whatever adapts for more steps takes the last ones again (LSLR: Antoniou et al., 2019, section 4).
         """
         tensors = len(list(self.module.parameters()))
-        self.inner_lrs = torch.nn.Parameter(torch.full((steps, tensors), self.lr))
+        self.inner_lrs = nn.Parameter(torch.full((steps, tensors), self.lr))
+
+    def learn_transform(self, transform: Callable[[torch.Tensor], nn.Module | None], linear: bool = False) -> None:
+        """Meta-learn a transform of each parameter's gradient, as learn2learn's `GBML` does (Arnold et al., 2019).
+
+        transform: makes a module, or None, for a parameter tensor, as those of `learn2learn.optim.transforms` do.
+        linear: the modules are linear in the gradient, which saves the vectorized engine a gradient per step.
+        """
+        self.transform = GradientTransform(self.module, transform, linear)
+
+    def clone(
+        self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
+    ) -> TaskClone:
+        """A copy of the module that `adapt(loss)` fits to one task, by the step sizes and transform of this learner.
+
+        See learn2learn's `MAML.clone`: losses of the clone lead back to the parameters of this learner.
+        """
+        defaults = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
+        options = {name: getattr(self, name) if value is None else value for name, value in defaults.items()}
+        return TaskClone(clone_module(self.module), self, **options)
+
+    def adapted_names(self) -> list[str]:
+        """The names of the module's parameters that the inner loop adapts, in order."""
+        learned = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        return [name for name in learned if any(fnmatchcase(name, pattern) for pattern in self.adapted)]
+
+    def rates(self, step: int) -> torch.Tensor:
+        """(parameter tensors,) the size of inner step `step` for each of the module's parameters."""
+        if self.inner_lrs is not None:
+            return self.inner_lrs[min(step, len(self.inner_lrs) - 1)]
+        first = next(self.module.parameters())
+        return torch.full((len(list(self.module.parameters())),), self.lr, dtype=first.dtype, device=first.device)
+
+    def task_losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """outputs: (T, n, ...), targets: (T, n, ...) -> the loss of each task (T,)."""
+        if self.loss is None:
+            return mean_cross_entropy(outputs, targets)
+        return vmap(self.loss)(outputs, targets)
+
+    def score(self, outputs: torch.Tensor, targets: torch.Tensor) -> Scores:
+        """outputs: (T, n, ...), targets: (T, n, ...) -> losses and accuracies (T,); see `Scores`."""
+        if self.loss is None:
+            return score(outputs, targets)
+        losses = self.task_losses(outputs, targets)
+        if targets.is_floating_point():
+            return Scores(losses, torch.full_like(losses, torch.nan))
+        return Scores(losses, (outputs.argmax(-1) == targets).to(losses.dtype).mean(-1))
 
     def adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str = "batch") -> torch.Tensor:
-        """Query logits (len(steps), T, ways * queries, ways) after each number of inner steps in `steps` (ascending).
+        """Query outputs (len(steps), T, queries of a task, ways) after each number of inner steps in `steps`.
 
+        steps: not negative, each greater than the one before.
         normalisation: `batch` scores all queries of a task as one batch; `support` normalises each query with the
         statistics of the support images alone (the backbone must take `statistics_from`).
         Under `torch.no_grad()` the inner loop still takes its gradients, but nothing leads back to the initial weights.
         """
+        if list(steps) != sorted(set(steps)) or not steps or steps[0] < 0:
+            raise UserError(f"steps should be numbers from 0, each greater than the one before, found {list(steps)}.")
+        check_normalisation(normalisation)
+        return self._adapt_and_score(tasks, steps, normalisation)
+
+    def _adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str) -> torch.Tensor:
         raise NotImplementedError
 
     def meta_gradient(self, tasks: TaskBatch, inner_steps: int, normalisation: str = "batch") -> Scores:
@@ -52,7 +140,8 @@ class MetaLearner(MAML):
         That is the mean over tasks of the gradient of the query loss after `inner_steps` steps (Finn et al., 2017,
         equation 4). Works on `task_chunk` tasks at a time, which bounds the memory.
         """
-        parameters = list(self.parameters())
+        check_normalisation(normalisation)
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         totals, parts = [torch.zeros_like(parameter) for parameter in parameters], []
         for chunk in self.chunks(tasks):
             gradients, scores = self._chunk_gradient(chunk, inner_steps, normalisation)
@@ -72,12 +161,27 @@ class MetaLearner(MAML):
     def _chunk_gradient(
         self, tasks: TaskBatch, inner_steps: int, normalisation: str
     ) -> tuple[Sequence[torch.Tensor], Scores]:
-        """The sum over `tasks` of the gradient of the query loss, for every parameter in order, and the scores."""
-        return self._gradient_of(self.adapt_and_score(tasks, [inner_steps], normalisation)[0], tasks)
-
-    def _gradient_of(self, logits: torch.Tensor, tasks: TaskBatch) -> tuple[Sequence[torch.Tensor], Scores]:
-        scores = score(logits, tasks.query_labels)
-        gradients = torch.autograd.grad(
-            scores.losses.sum(), list(self.parameters()), allow_unused=True, materialize_grads=True
-        )
+        """The sum over `tasks` of the gradient of the query loss, for every parameter that learns, and the scores."""
+        outputs = self._adapt_and_score(tasks, [inner_steps], normalisation)[0]
+        scores = self.score(outputs, tasks.query_labels)
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(scores.losses.sum(), parameters, allow_unused=True, materialize_grads=True)
         return gradients, Scores(scores.losses.detach(), scores.accuracies)
+
+
+def check_normalisation(normalisation: str) -> None:
+    """Raise `UserError` where `normalisation` is neither `batch` nor `support`."""
+    if normalisation not in ("batch", "support"):
+        raise UserError(f"normalisation should be 'batch' or 'support', found {normalisation!r}.")
+
+
+def _check_module(module: nn.Module, allow_nograd: bool) -> None:
+    for name, part in module.named_modules():
+        if getattr(part, "running_mean", None) is not None:
+            raise UserError(
+                f"the module keeps running statistics ({name or type(part).__name__}), which tasks would share. Call "
+                "torch.func.replace_all_batch_norm_modules_(module) first, or build it with track_running_stats=False."
+            )
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    if frozen and not allow_nograd:
+        raise UserError(f"the parameter {frozen[0]} requires no gradient, which allow_nograd=False rules out.")

@@ -2,175 +2,259 @@
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
-from torch.func import functional_call, grad, vmap
-from tqdm import tqdm
+from torch.func import functional_call, grad, vjp, vmap
 
+from maml_l2l.algorithms import adjoint
+from maml_l2l.algorithms.adjoint import Parameters, Problem
+from maml_l2l.algorithms.compiling import CompiledPieces
+from maml_l2l.algorithms.heads import BIAS, WEIGHT, identity_head, prototype_head
 from maml_l2l.algorithms.meta_learner import MetaLearner
-from maml_l2l.algorithms.scores import Scores, mean_cross_entropy, score
+from maml_l2l.algorithms.scores import Scores
+from maml_l2l.system.errors import UserError
 from maml_l2l.tasks.batch import TaskBatch
-
-Parameters = dict[str, torch.Tensor]
 
 # Support images of a chunk on a CPU, the best of 25 to 160 at 5 and 20 ways: compiled code gains from the cache, the
 # other from fewer and larger operations. A GPU wants all there is; this bounds its memory.
 _IMAGES_COMPILED, _IMAGES_UNCOMPILED, _IMAGES_GPU = 50, 100, 800
 
-# Of the gradient's norm; bfloat16 products, which compiled code rounds elsewhere, make 0.14 of it.
-_MOST_DIFFERENCE = 0.5
+_RATES = "rates"  # in phi, beside the parameters of the transform
 
 
 class VectorizedMAML(MetaLearner):
     """MAML over batches of tasks, with the gradients of `LoopMAML` and without its loop over tasks.
 
-    Works for any module without state that changes in `forward` (batch statistics, not running ones), through
-    `torch.func`. A module may offer a formulation that batches well, as the methods `task_parameters` and
-    `forward_tasks`; see `Conv4`.
+    Works for any module without state that changes in `forward`, through `torch.func`; `adjoint` has the equations of
+    the meta-gradient. A module may offer a formulation that batches well, as the methods `task_parameters` (a
+    rearrangement of its parameters) and `forward_tasks`; see `Conv4`.
     """
 
-    compile = False
-    """Compile the meta-gradient for the first chunk's shapes and inner steps; whatever has others runs as it is."""
+    recompute = False
+    """Keep every sqrt(K)-th of the K inner steps' weights only: less memory, one more gradient per step."""
 
-    _compiled: Callable | None = None
-    _compiled_for: tuple = ()
+    compiled = False
+    """Compile the pieces of the meta-gradient for the first chunk's shapes; whatever has others runs as it is."""
 
-    def adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str = "batch") -> torch.Tensor:
-        """See `MetaLearner.adapt_and_score`."""
-        return self._adapt_and_score(dict(self.named_parameters()), tasks, steps, normalisation)
+    def __init__(self, model: torch.nn.Module, lr: float, *arguments: Any, **options: Any):
+        """See `MetaLearner`. Raises `UserError` for `allow_unused=False`, too: unused parameters are not looked for."""
+        super().__init__(model, lr, *arguments, **options)
+        if not self.allow_unused:
+            raise UserError("VectorizedMAML does not look for unused parameters: leave allow_unused=False to LoopMAML.")
+        self._pieces, self._moving = CompiledPieces(), set()
 
-    def _adapt_and_score(
-        self, initial: Parameters, tasks: TaskBatch, steps: Sequence[int], normalisation: str
-    ) -> torch.Tensor:
-        """initial: the `named_parameters()` of this learner, its step sizes among them where they are learned."""
-        differentiable = torch.is_grad_enabled()
-        network = {name.removeprefix("module."): p for name, p in initial.items() if name.startswith("module.")}
-        parameters = self._task_parameters(network, len(tasks))
-        scored = []
+    def _adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str) -> torch.Tensor:
+        differentiable, scored, self._moving = torch.is_grad_enabled(), [], set(self.adapted_names())
+        support = tasks.support.contiguous(), tasks.support_labels.contiguous(), tasks.ways
+        query = tasks.support.contiguous(), tasks.query.contiguous(), tasks.ways, normalisation
+        theta, eta = self._run("begin", dict(self.module.named_parameters()), *support)
         for step in range(steps[-1] + 1):
             if step in steps:
-                scored.append(self._query_logits(parameters, tasks, normalisation))
+                scored.append(self._run("outputs", theta, eta, *query))
             if step < steps[-1]:
-                with torch.set_grad_enabled(differentiable and not self.first_order):
-                    gradients = self._inner_gradients(parameters, tasks)
-                lrs = self._inner_lrs(initial.get("inner_lrs"), network, step)
-                # Finn et al. (2017), equation 1
-                parameters = {name: p - lrs[name] * gradients[name] for name, p in parameters.items()}
+                if differentiable:
+                    theta = self._differentiable_step(theta, eta, self._phi(step), *support)
+                else:
+                    theta, _ = self._run("step", theta, eta, self._phi(step), *support)
         return torch.stack(scored)
 
-    def _task_parameters(self, parameters: Parameters, tasks: int) -> Parameters:
-        """The same initial weights for every task, (tasks, ...) each, in the layout that `_logits` takes."""
+    def _differentiable_step(self, theta: Parameters, eta: Parameters, phi: Parameters, *support: Any) -> Parameters:
+        """For `autograd` to differentiate, as a loss of the caller's own on the outputs may want."""
+        with torch.set_grad_enabled(not self.first_order):
+            gradients = grad(self._problem(*support).support_loss)(theta, eta)
+        return self._update(theta, gradients, phi)
+
+    @torch.no_grad()
+    def _chunk_gradient(
+        self, tasks: TaskBatch, inner_steps: int, normalisation: str
+    ) -> tuple[Sequence[torch.Tensor], Scores]:
+        support = tasks.support.contiguous(), tasks.support_labels.contiguous(), tasks.ways
+        query = tasks.query.contiguous(), tasks.query_labels.contiguous(), normalisation
+        self._moving, shared = set(self.adapted_names()), dict(self.module.named_parameters())
+        theta, eta = self._run("begin", shared, *support)
+        totals = {name: torch.zeros_like(parameter) for name, parameter in self.named_parameters()}
+        d_eta = {name: torch.zeros_like(value) for name, value in eta.items()}
+        found: list[Scores] = []
+
+        def forward(k: int, theta: Parameters) -> tuple[Parameters, Parameters | None]:
+            following, gradients = self._run("step", theta, eta, self._phi(k), *support)
+            return following, gradients if self.first_order and self._learns else None
+
+        def at_end(theta: Parameters) -> Parameters:
+            adjoint_, part, scores = self._run("query", theta, eta, *support, *query)
+            _add(d_eta, part)
+            found.append(scores)
+            return adjoint_
+
+        def backward(k: int, theta: Parameters, gradients: Parameters | None, following: Parameters) -> Parameters:
+            arguments = theta, gradients, following, eta, self._phi(k), *support
+            adjoint_, part, d_phi = self._run("step_back", *arguments)
+            _add(d_eta, part)
+            self._add_phi(totals, d_phi, k)
+            return adjoint_
+
+        first = adjoint.sweep(theta, inner_steps, forward, at_end, backward, self.recompute)
+        pulled = self._run("pull_back", shared, first, d_eta, *support)
+        _add(totals, {f"module.{name}": gradient for name, gradient in pulled.items()})
+        self._pieces.announce()
+        return [totals[name] for name, parameter in self.named_parameters() if parameter.requires_grad], found[0]
+
+    def _run(self, piece: str, *arguments: Any) -> Any:
+        """Call the method `_{piece}`, compiled where that is wanted and can be had."""
+        function = getattr(self, f"_{piece}")
+        trivial = piece in ("begin", "pull_back") and not self.prototype_head
+        if not self.compiled or trivial or torch.is_grad_enabled():
+            return function(*arguments)
+        return self._pieces.run(piece, function, arguments)
+
+    # The pieces: functions of their arguments alone, where `support` stands for images, labels and ways.
+
+    def _begin(self, shared: Parameters, support: torch.Tensor, labels: torch.Tensor, ways: int | None) -> tuple:
+        """theta_0, contiguous, and eta, from the parameters of the module."""
+        arranged = self.module.task_parameters(shared) if self._batches_itself else shared
+        eta = {name: value for name, value in arranged.items() if name not in self._moving}
+        theta = {name: _for_each(len(support), value) for name, value in arranged.items() if name in self._moving}
+        if self.prototype_head:
+            identity = identity_head(shared[WEIGHT].shape[1], shared[WEIGHT])
+            eta = {name: value for name, value in eta.items() if name not in identity}
+            head = {name: _for_each(len(support), value) for name, value in identity.items()}
+            theta |= prototype_head(self._forward(theta | head, eta, support, None), labels, ways)
+        return theta, eta
+
+    def _pull_back(self, shared: Parameters, d_theta: Parameters, d_eta: Parameters, *support: Any) -> Parameters:
+        """What the gradients for theta_0 and eta are for the parameters of the module."""
+        _, pull_back = vjp(lambda shared: self._begin(shared, *support), shared)
+        return pull_back((d_theta, d_eta))[0]
+
+    def _step(self, theta: Parameters, eta: Parameters, phi: Parameters, *support: Any) -> tuple:
+        return adjoint.step(self._problem(*support), theta, eta, phi)
+
+    def _step_back(
+        self,
+        theta: Parameters,
+        gradients: Parameters | None,
+        following: Parameters,
+        eta: Parameters,
+        phi: Parameters,
+        *support: Any,
+    ) -> tuple:
+        return adjoint.step_back(self._problem(*support), theta, gradients, following, eta, phi)
+
+    def _query(
+        self,
+        theta: Parameters,
+        eta: Parameters,
+        support: torch.Tensor,
+        _labels: torch.Tensor,
+        ways: int | None,
+        query: torch.Tensor,
+        query_labels: torch.Tensor,
+        normalisation: str,
+    ) -> tuple[Parameters, Parameters, Scores]:
+        """The gradients of the query loss for theta_K and eta, and the scores."""
+
+        def loss(theta: Parameters, eta: Parameters) -> tuple[torch.Tensor, Scores]:
+            outputs = self._outputs(theta, eta, support, query, ways, normalisation)
+            scores = self.score(outputs, query_labels)
+            return scores.losses.sum(), scores
+
+        (d_theta, d_eta), scores = grad(loss, argnums=(0, 1), has_aux=True)(theta, eta)
+        return d_theta, d_eta, scores
+
+    def _outputs(
+        self,
+        theta: Parameters,
+        eta: Parameters,
+        support: torch.Tensor,
+        query: torch.Tensor,
+        ways: int | None,
+        normalisation: str,
+    ) -> torch.Tensor:
+        """(T, n_query, ways) of the queries."""
+        if normalisation == "batch":
+            return self._forward(theta, eta, query, ways)
+        images, count = torch.cat([support, query], dim=1), support.shape[1]
+        return self._forward(theta, eta, images, ways, statistics_from=count)[:, count:]
+
+    def _problem(self, support: torch.Tensor, labels: torch.Tensor, ways: int | None) -> Problem:
+        def support_loss(theta: Parameters, eta: Parameters) -> torch.Tensor:
+            # Tasks share none of theta, so the gradient of the sum of their losses is each task's own gradient.
+            return self.task_losses(self._forward(theta, eta, support, ways), labels).sum()
+
+        linear = self.transform is None or self.transform.linear
+        return Problem(support_loss, self._update, linear, self.first_order, self._learns)
+
+    def _forward(
+        self, theta: Parameters, eta: Parameters, images: torch.Tensor, ways: int | None, **options: int
+    ) -> torch.Tensor:
+        """images: (T, n, ...) -> outputs (T, n, ...), the first `ways` of them."""
         if self._batches_itself:
-            parameters = self.module.task_parameters(parameters)
-        return {name: p.expand(tasks, *p.shape) for name, p in parameters.items()}
+            shared = {name: value.expand(len(images), *value.shape) for name, value in eta.items()}
+            outputs = self.module.forward_tasks(theta | shared, images, **options)
+        else:
+
+            def one_task(theta: Parameters, eta: Parameters, images: torch.Tensor) -> torch.Tensor:
+                return functional_call(self.module, theta | eta, (images,), options)
+
+            outputs = vmap(one_task, in_dims=(0, None, 0), randomness="different")(theta, eta, images)
+        return outputs[..., :ways] if ways is not None else outputs
+
+    def _update(self, theta: Parameters, gradients: Parameters, phi: Parameters) -> Parameters:
+        """U: Finn et al. (2017), equation 1, with a step size per tensor and the transform where they are learned."""
+        names = [name for name, _ in self.module.named_parameters()]
+        rates = dict(zip(names, phi[_RATES].unbind(), strict=True))
+        moving = {name: gradient for name, gradient in gradients.items() if name in self._moving}
+        if self.transform is not None:
+            learned = {name: value for name, value in phi.items() if name != _RATES}
+            moving = vmap(partial(self._transformed, learned))(moving)
+        return {n: value - rates[n] * moving[n] if n in moving else value for n, value in theta.items()}
+
+    def _transformed(self, learned: Parameters, gradients: Parameters) -> Parameters:
+        """The gradients of one task through the transform, which knows them in the module's own arrangement."""
+        if not self._batches_itself:
+            return functional_call(self.transform, learned, (gradients,))
+        zeros = {name: torch.zeros_like(parameter) for name, parameter in self.module.named_parameters()}
+        zeros |= {name: torch.zeros_like(gradients[name]) for name in (WEIGHT, BIAS) if name in gradients}  # other ways
+        arranged, back = vjp(self.module.task_parameters, zeros)  # of a rearrangement, the transpose is the inverse
+        natural = back({**arranged, **gradients})[0]
+        changed = functional_call(self.transform, learned, ({name: natural[name] for name in gradients},))
+        changed = self.module.task_parameters({**zeros, **changed})
+        return {name: changed[name] for name in gradients}
 
     @property
     def _batches_itself(self) -> bool:
         return hasattr(self.module, "forward_tasks")
 
-    def _inner_lrs(self, learned: torch.Tensor | None, names: Iterable[str], step: int) -> dict:
-        """The size of inner step `step` for each parameter tensor of the module, whose names are in order."""
-        if learned is None:
-            return dict.fromkeys(names, self.lr)
-        return dict(zip(names, learned[min(step, len(learned) - 1)].unbind(), strict=True))
+    @property
+    def _learns(self) -> bool:
+        return self.inner_lrs is not None or self.transform is not None
 
-    def _inner_gradients(self, parameters: Parameters, tasks: TaskBatch) -> Parameters:
-        """The gradient of every task's support loss for its own weights."""
+    def _phi(self, step: int) -> Parameters:
+        learned = {} if self.transform is None else dict(self.transform.named_parameters())
+        return {_RATES: self.rates(step), **learned}
 
-        def loss(parameters: Parameters) -> torch.Tensor:
-            # Tasks share no weights here, so the gradient of the sum of their losses is each task's own gradient.
-            return mean_cross_entropy(self._logits(parameters, tasks.support, tasks.ways), tasks.support_labels).sum()
-
-        return grad(loss)(parameters)
-
-    def _query_logits(self, parameters: Parameters, tasks: TaskBatch, normalisation: str) -> torch.Tensor:
-        if normalisation == "batch":
-            return self._logits(parameters, tasks.query, tasks.ways)
-        images, count = torch.cat([tasks.support, tasks.query], dim=1), tasks.support.shape[1]
-        return self._logits(parameters, images, tasks.ways, count)[:, count:]
-
-    def _logits(
-        self, parameters: Parameters, images: torch.Tensor, ways: int, statistics_from: int | None = None
-    ) -> torch.Tensor:
-        options = {} if statistics_from is None else {"statistics_from": statistics_from}
-        if self._batches_itself:
-            return self.module.forward_tasks(parameters, images, **options)[..., :ways]
-
-        def one_task(parameters: Parameters, images: torch.Tensor) -> torch.Tensor:
-            return functional_call(self.module, parameters, (images,), options)
-
-        return vmap(one_task, randomness="different")(parameters, images)[..., :ways]
+    def _add_phi(self, totals: Parameters, d_phi: Parameters, step: int) -> None:
+        if self.inner_lrs is not None:
+            totals["inner_lrs"][min(step, len(self.inner_lrs) - 1)] += d_phi[_RATES]
+        _add(totals, {f"transform.{name}": gradient for name, gradient in d_phi.items() if name != _RATES})
 
     def _default_chunk(self, tasks: TaskBatch) -> int:
         """So many tasks that their activations stay near the cache, and if possible a divisor of their number."""
-        images = _IMAGES_COMPILED if self.compile else _IMAGES_UNCOMPILED
+        images = _IMAGES_COMPILED if self.compiled else _IMAGES_UNCOMPILED
         if tasks.support.is_cuda:
             images = _IMAGES_GPU
         most = min(len(tasks), max(1, images // tasks.support.shape[1]))
         divisor = max(size for size in range(1, most + 1) if len(tasks) % size == 0)
         return divisor if 2 * divisor > most else most
 
-    def _chunk_gradient(
-        self, tasks: TaskBatch, inner_steps: int, normalisation: str
-    ) -> tuple[Sequence[torch.Tensor], Scores]:
-        """See `MetaLearner._chunk_gradient`."""
-        work = (tasks.support.shape, tasks.query.shape, inner_steps, normalisation)
-        if self.compile and not self._compiled_for:
-            self._compiled_for = work
-            self._compile(tasks, inner_steps, normalisation)
-        if self._compiled is None or work != self._compiled_for:
-            return super()._chunk_gradient(tasks, inner_steps, normalisation)
-        return self._run_compiled(tasks)
 
-    def _run_compiled(self, tasks: TaskBatch) -> tuple[Sequence[torch.Tensor], Scores]:
-        parameters = {name: p.detach() for name, p in self.named_parameters()}
-        # Contiguous, because the compiled code is for the strides that it has seen.
-        images = [
-            tensor.contiguous() for tensor in (tasks.support, tasks.support_labels, tasks.query, tasks.query_labels)
-        ]
-        gradients, scores = self._compiled(parameters, *images)
-        # Cloned, because on a GPU the next chunk's are written where these lie.
-        return list(gradients.values()), Scores(*(part.clone() for part in scores))
-
-    def _compile(self, tasks: TaskBatch, inner_steps: int, normalisation: str) -> None:
-        """Compile by taking one meta-gradient; warn and stay uncompiled where this machine cannot, or gets it wrong."""
-
-        def chunk_gradient(parameters: Parameters, *tensors: torch.Tensor) -> tuple[Parameters, Scores]:
-            chunk = TaskBatch(*tensors, ways=tasks.ways)
-
-            def loss(parameters: Parameters) -> tuple[torch.Tensor, Scores]:
-                logits = self._adapt_and_score(parameters, chunk, [inner_steps], normalisation)[0]
-                scores = score(logits, chunk.query_labels)
-                return scores.losses.sum(), scores
-
-            return grad(loss, has_aux=True)(parameters)
-
-        # TorchDynamo files what it compiled under the code object, and refuses a ninth: each learner brings its own.
-        chunk_gradient.__code__ = chunk_gradient.__code__.replace()
-        tqdm.write("compiling the meta-gradient, which takes a minute or more (run.compile: false does without)")
-        start = time.perf_counter()
-        # Launching its kernels one by one would take a GPU longer than running them: CUDA graphs launch all at once.
-        mode = "reduce-overhead" if tasks.support.is_cuda else None
-        self._compiled = torch.compile(chunk_gradient, dynamic=False, fullgraph=True, mode=mode)
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", module=r"torch\._inductor")  # advice to who writes kernels
-                found = self._run_compiled(tasks)[0]
-            _check_gradient(found, super()._chunk_gradient(tasks, inner_steps, normalisation)[0])
-        except Exception as error:  # the compiler's stack raises its own errors, the C++ compiler's among them
-            self._compiled = None
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(f"training goes on uncompiled, because compiling failed: {reason}", stacklevel=2)
-        else:
-            tqdm.write(f"compiled in {time.perf_counter() - start:.0f} s")
+def _for_each(tasks: int, value: torch.Tensor) -> torch.Tensor:
+    return value.expand(tasks, *value.shape).contiguous()
 
 
-def _check_gradient(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
-    """Raise `ArithmeticError` where the compiled code computes something else, as bfloat16's does on some CPUs."""
-    found, expected = (torch.cat([part.flatten() for part in parts]) for parts in (found, expected))
-    difference, norm = (found - expected).norm().item(), expected.norm().item()
-    if not difference <= _MOST_DIFFERENCE * norm:
-        raise ArithmeticError(f"the compiled gradient is off by {difference:.1e}, at a norm of {norm:.1e}")
+def _add(totals: Parameters, parts: Parameters) -> None:
+    for name, part in parts.items():
+        totals[name] += part

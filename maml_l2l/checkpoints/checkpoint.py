@@ -32,6 +32,7 @@ class Checkpoint:
     backbone: keyword arguments of `maml_l2l.backbones.Conv4`.      weights: its state dict.
     optimizer: the outer loop's state dict, None in `best.pth`.
     inner_lrs: (inner steps, parameter tensors) learned step sizes, None where the config does not learn them.
+    transform: state dict of the learned gradient transform, None where the config has none.
     best_accuracy: percent, the highest validation accuracy so far.  metrics_bytes: size of `metrics.jsonl` then.
     earlier_classes: names of the classes that trained the network of `model.pretrained`, and those before it.
     """
@@ -44,6 +45,7 @@ class Checkpoint:
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, Any] | None
     inner_lrs: torch.Tensor | None = None
+    transform: dict[str, torch.Tensor] | None = None
     best_accuracy: float | None = None
     metrics_bytes: int = 0
     earlier_classes: tuple[str, ...] = ()
@@ -61,7 +63,7 @@ class Checkpoint:
     def check_ways(self, ways: int) -> None:
         """Raise `UserError` where the head has fewer outputs than a task of `ways` classes needs."""
         head = self.backbone["ways"]
-        if ways > head:
+        if ways > head and self.experiment.algorithm.head != "prototype":
             raise UserError(
                 f"the checkpoint's head has {head} outputs, so it serves tasks of up to {head} classes, not of {ways}. "
                 f"Use fewer classes, or train with task.ways={ways}."
@@ -78,15 +80,17 @@ class Checkpoint:
         learner.module.load_state_dict(self.weights)
         if self.inner_lrs is not None:
             learner.inner_lrs.data.copy_(self.inner_lrs)
+        if self.transform is not None:
+            learner.transform.load_state_dict(self.transform)
 
-    def start(self, learner: MetaLearner, backbone: dict[str, Any], split: ClassSplit) -> None:
+    def start(self, learner: MetaLearner, backbone: dict[str, Any], split: ClassSplit, run_update: str) -> None:
         """Give `learner`, the new one of a run with `backbone` and `split`, these weights and step sizes to start from.
 
         Of a head of more ways the first outputs are taken, as in evaluating fewer classes; for more ways than this
         checkpoint has, the head of `learner` stays as it is. Inner steps beyond those that this checkpoint has learned
         start from its last. Raises `UserError` where the networks differ in more than the ways, where step sizes were
-        learned and the run learns none, and where this checkpoint was trained on classes that the run validates or
-        tests on.
+        learned and the run learns none, where the inner update is another than `run_update`, and where this checkpoint
+        was trained on classes that the run validates or tests on.
         """
         mine, wanted = ({**arguments, "ways": None} for arguments in (self.backbone, backbone))
         seen = sorted(set(self.training_classes).intersection(split["val"] + split["test"]))
@@ -97,6 +101,8 @@ class Checkpoint:
             problem = f"is a network of {found}, and this run's is of {expected}. Give both the same"
         elif self.inner_lrs is not None and learner.inner_lrs is None:
             problem = "has learned step sizes, and this run learns none. Set algorithm.learn_inner_lr=true"
+        elif self.transform is not None and (update := self.experiment.algorithm.update) != run_update:
+            problem = f"has algorithm.update {update}, and this run {run_update}. Give both the same"
         elif seen:
             problem = (
                 f"was trained on {len(seen)} of the classes that validate or test this run, e.g. {shown(seen[0])}, "
@@ -104,13 +110,19 @@ class Checkpoint:
             )
         if problem:
             raise UserError(f"the checkpoint of model.pretrained {problem}, or start from another checkpoint.")
-        fresh = learner.module.state_dict()
-        cut = {name: weight[: len(fresh[name])] for name, weight in self.weights.items()}
-        taken = {name: weight for name, weight in cut.items() if weight.shape == fresh[name].shape}
-        learner.module.load_state_dict(fresh | taken)
+        _take(learner.module, self.weights)
+        if self.transform is not None:
+            _take(learner.transform, self.transform)
         if self.inner_lrs is not None:
             last = len(self.inner_lrs) - 1
             learner.inner_lrs.data.copy_(self.inner_lrs[[min(step, last) for step in range(len(learner.inner_lrs))]])
+
+
+def _take(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Give `module` those of `weights` that fit, of longer ones the beginning."""
+    fresh = module.state_dict()
+    cut = {name: weight[: len(fresh[name])] for name, weight in weights.items()}
+    module.load_state_dict(fresh | {name: weight for name, weight in cut.items() if weight.shape == fresh[name].shape})
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = None) -> None:

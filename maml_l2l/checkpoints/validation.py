@@ -9,8 +9,8 @@ from typing import Any, Literal, get_type_hints
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from maml_l2l.backbones import Conv4
-from maml_l2l.config import MAX_FILTERS, MAX_WAYS, Algorithm, parse_experiment
+from maml_l2l.algorithms import build_learner
+from maml_l2l.config import MAX_FILTERS, MAX_WAYS, parse_experiment
 from maml_l2l.config.problems import describe_problems, shown
 from maml_l2l.data.splits import SPLITS, ClassSplit
 from maml_l2l.system.errors import UserError
@@ -50,26 +50,20 @@ def checked_contents(content: dict, kind: type, origin: str) -> dict[str, Any]:
         checked = _typed_fields(content, kind)
         _check_split(checked["split"])
         backbone = _typed(_Backbone, checked["backbone"], "backbone").model_dump()
-        with torch.device("meta"):
-            network = Conv4(**backbone)
-        checked["weights"] = _finite_tensors(checked["weights"], network.state_dict(), "weights")
         experiment = parse_experiment(checked["config"], origin=f"the config in {origin}")
-        parameters = list(network.parameters())
-        learned = _learned_lrs(experiment.algorithm, parameters)
+        with torch.device("meta"):  # what the tensors must be like, without the memory that they take
+            learner = build_learner(experiment.algorithm, backbone)
+        checked["weights"] = _finite_tensors(checked["weights"], learner.module.state_dict(), "weights")
+        learned = {} if learner.inner_lrs is None else {"inner_lrs": learner.inner_lrs}
         given = {} if checked["inner_lrs"] is None else {"inner_lrs": checked["inner_lrs"]}
         checked["inner_lrs"] = _finite_tensors(given, learned, "checkpoint").get("inner_lrs")
+        transform = {} if learner.transform is None else learner.transform.state_dict()
+        checked["transform"] = _finite_tensors(checked["transform"] or {}, transform, "transform") or None
         if checked["optimizer"] is not None:
-            checked["optimizer"] = _checked_adam(checked["optimizer"], [*learned.values(), *parameters])
+            checked["optimizer"] = _checked_adam(checked["optimizer"], list(learner.parameters()))
     except ValueError as error:
         raise UserError(f"{origin} is not a valid checkpoint: {error}. Use another one.") from None
     return checked | {"backbone": backbone, "config": experiment.model_dump()}
-
-
-def _learned_lrs(algorithm: Algorithm, parameters: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What stands in for the step sizes that `algorithm` learns, by their shape: one tensor or none."""
-    if not algorithm.learn_inner_lr:
-        return {}
-    return {"inner_lrs": torch.nn.Parameter(torch.empty(algorithm.inner_steps, len(parameters), device="meta"))}
 
 
 def _typed(kind: Any, value: Any, name: str) -> Any:

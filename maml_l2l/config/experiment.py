@@ -1,20 +1,12 @@
-"""One experiment as one frozen, validated value, from a YAML file and overrides.
-
-Every key is documented here and nowhere else; the README's table is printed by `python -m maml_l2l.config`.
-"""
+"""Every key of a config, with its type, its default and its meaning, as one frozen, validated value."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from maml_l2l.config.problems import checked_path, describe_problems
-from maml_l2l.config.yaml_values import apply_override, read_yaml
-from maml_l2l.system.errors import UserError
+from maml_l2l.config.problems import checked_path
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PathText = Annotated[str, AfterValidator(checked_path)]
@@ -119,10 +111,33 @@ class Algorithm(_Section):
     learn_inner_lr: bool = Field(
         False, description="meta-learn a step size for each parameter tensor and inner step, starting from `inner_lr`"
     )
+    update: Literal["sgd", "lslr", "meta_sgd", "meta_curvature", "kronecker"] = Field(
+        "sgd",
+        description="learned transform of the inner gradients: none (`sgd`; `lslr`: with `learn_inner_lr`), a factor "
+        "per weight, matrices along the modes of a tensor, or Kronecker factors",
+    )
+    adapt: Literal["all", "head", "body"] | list[str] = Field(
+        "all", description="parameters that the inner loop adapts: `all`, `head`, `body`, or a list of name patterns"
+    )
+    head: Literal["learned", "prototype"] = Field(
+        "learned",
+        description="the linear head starts as it was `learned`, or as each task's class prototypes, for any ways",
+    )
     inner_steps: int = Field(1, ge=1, description="gradient steps of the inner loop in training")
+    recompute: Literal["sqrt"] | None = Field(
+        None,
+        description="vectorized: keep the weights of every `sqrt`(steps)-th inner step only, and recompute the rest",
+    )
     normalisation: Literal["batch", "support"] = Field(
         "batch", description="normalise queries by their own `batch`, or inductively by the task's `support` images"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lslr_learns_step_sizes(cls, values: Any) -> Any:
+        return (
+            values | {"learn_inner_lr": True} if isinstance(values, dict) and values.get("update") == "lslr" else values
+        )
 
 
 class Train(_Section):
@@ -189,67 +204,8 @@ class Experiment(_Section):
                 f"`train.shift` should be less than `data.image_size`, {self.data.image_size}, found {self.train.shift}"
             )
         if self.algorithm.engine == "loop":
-            for key, refused in (("compile", True), ("precision", "bfloat16")):
-                if getattr(self.run, key) == refused:
-                    raise ValueError(f"`run.{key}` is for `algorithm.engine: vectorized`, found engine `loop`")
+            found = self.run.compile is True, self.run.precision == "bfloat16", self.algorithm.recompute is not None
+            for key, wrong in zip(("run.compile", "run.precision", "algorithm.recompute"), found, strict=True):
+                if wrong:
+                    raise ValueError(f"`{key}` is for `algorithm.engine: vectorized`, found engine `loop`")
         return self
-
-
-def load_experiment(path: str | Path | None, overrides: Iterable[str] = ()) -> Experiment:
-    """Read the YAML file `path` (None: the documented defaults), then apply `key.path=value` overrides in their order.
-
-    Raises `UserError` naming key, value and file where one is unknown, of the wrong type or out of range.
-    """
-    values = read_yaml(Path(path)) if path is not None else {}
-    for override in overrides:
-        apply_override(values, override)
-    return parse_experiment(values, origin=str(path) if path is not None else "the command line")
-
-
-def parse_experiment(values: Any, origin: str) -> Experiment:
-    """Validate nested dictionaries, e.g. a checkpoint's; `origin` is named in the `UserError` of what does not fit."""
-    try:
-        return Experiment.model_validate(values)
-    except ValidationError as error:
-        keys = [f"{section}.{name}" for section, name, _ in documented_keys()]
-        raise UserError(f"{origin}: {describe_problems(error.errors(), keys)}.") from None
-
-
-def with_overrides(
-    experiment: Experiment, overrides: dict[str, Any], origin: str, settings: Iterable[str] = ()
-) -> Experiment:
-    """`experiment` with `{"section.key": value}` applied and validated; a value of None leaves the key as it is.
-
-    settings: further overrides, as `section.key=value`.
-    """
-    values = experiment.model_dump()
-    for key, value in overrides.items():
-        if value is not None:
-            section, _, name = key.partition(".")
-            values[section][name] = value
-    for setting in settings:
-        apply_override(values, setting)
-    return parse_experiment(values, origin)
-
-
-def documented_keys() -> Iterable[tuple[str, str, Any]]:
-    """(section, key, pydantic field) of every config key, in the order of the file."""
-    for section, field in Experiment.model_fields.items():
-        for name, key_field in field.annotation.model_fields.items():
-            yield section, name, key_field
-
-
-def changed_keys(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
-    """`{"section.key": (old value, new value)}` of the keys in which they differ, in the order of the file."""
-    keys = ((section, name) for section, name, _ in documented_keys())
-    values = {f"{s}.{name}": tuple(getattr(getattr(one, s), name) for one in (old, new)) for s, name in keys}
-    return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
-
-
-def keys_as_markdown() -> str:
-    """The README's table of config keys."""
-    rows = ["| key | default | meaning |", "|---|---|---|"]
-    for section, name, field in documented_keys():
-        default = "unset" if field.default is None else yaml.safe_dump(field.default).split("\n")[0]
-        rows.append(f"| `{section}.{name}` | {default} | {field.description} |")
-    return "\n".join(rows)

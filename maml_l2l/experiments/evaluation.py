@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from maml_l2l.algorithms.meta_learner import MetaLearner
-from maml_l2l.algorithms.scores import Evaluation, Scores, score
+from maml_l2l.algorithms.scores import Evaluation, Scores
 from maml_l2l.checkpoints.checkpoint import Checkpoint
 from maml_l2l.config import Experiment, changed_keys
 from maml_l2l.data.labelled_images import LabelledImages
@@ -53,7 +53,7 @@ def evaluate(
             batch = stream.batch(start, min(_TASKS_AT_ONCE, tasks - start)).to(device)
             logits = [learner.adapt_and_score(chunk, steps, normalisation) for chunk in learner.chunks(batch)]
             labels = batch.query_labels.expand(len(steps), -1, -1)
-            parts.append(Scores(*(part.cpu().double() for part in score(torch.cat(logits, dim=1), labels))))
+            parts.append(Scores(*(part.cpu().double() for part in learner.score(torch.cat(logits, dim=1), labels))))
             bar.update(len(batch) * distributed.processes())
     shares = distributed.from_all(parts)
     parts = [shares[number % len(shares)][number // len(shares)] for number in range(len(starts))]

@@ -85,7 +85,7 @@ class MetaTrainer:
         Returns mean loss (nats) and accuracy (percent) over the meta-batch.
         """
         settings, algorithm = self.experiment.train, self.experiment.algorithm
-        parameters = list(self.learner.parameters())
+        parameters = [parameter for parameter in self.learner.parameters() if parameter.requires_grad]
         scores = self.learner.meta_gradient(tasks, algorithm.inner_steps, algorithm.normalisation)
         means = torch.stack([scores.losses.mean(), scores.accuracies.mean()])
         if distributed.processes() > 1:
@@ -123,12 +123,13 @@ class MetaTrainer:
             weights=self.learner.module.state_dict(),
             optimizer=self.optimizer.state_dict() if with_optimizer else None,
             inner_lrs=None if self.learner.inner_lrs is None else self.learner.inner_lrs.detach(),
+            transform=None if self.learner.transform is None else self.learner.transform.state_dict(),
             earlier_classes=self.earlier_classes,
         )
 
     def start_from(self, pretrained: Checkpoint) -> None:
         """Take the weights and step sizes of `pretrained`; see `Checkpoint.start` for what it refuses."""
-        pretrained.start(self.learner, self.backbone, self.split)
+        pretrained.start(self.learner, self.backbone, self.split, self.experiment.algorithm.update)
         self.earlier_classes = pretrained.training_classes
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -152,7 +153,7 @@ class MetaTrainer:
         return meta_lr
 
     def _check_finite(self, loss: float) -> None:
-        gradients = torch.stack([parameter.grad.sum() for parameter in self.learner.parameters()])
+        gradients = torch.stack([p.grad.sum() for p in self.learner.parameters() if p.requires_grad])
         if math.isfinite(loss) and gradients.isfinite().all():
             return
         quantity = "meta-gradient" if math.isfinite(loss) else "loss"

@@ -1,0 +1,87 @@
+"""Learned transforms of the inner loop's gradients: learn2learn's, one module per parameter tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+Parameters = dict[str, torch.Tensor]
+
+TRANSFORMS = ("meta_sgd", "meta_curvature", "kronecker")
+
+
+class GradientTransform(nn.Module):
+    """A transform for each parameter tensor of a network, as `learn2learn.optim.ParameterUpdate` keeps them."""
+
+    def __init__(self, network: nn.Module, transform: Callable[[torch.Tensor], nn.Module | None], linear: bool):
+        """transform: makes the module of a parameter tensor; None leaves its gradient as it is.
+
+        linear: every module is linear in the gradient.
+        """
+        super().__init__()
+        made = {name: transform(parameter) for name, parameter in network.named_parameters()}
+        made = {name: module for name, module in made.items() if module is not None}
+        self.linear, self._index = linear, {name: index for index, name in enumerate(made)}
+        self.transforms = nn.ModuleList(made.values())
+
+    def forward(self, gradients: Parameters) -> Parameters:
+        """gradients: of one task, with names and shapes of the network's parameters -> the same, transformed."""
+        index = self._index
+        return {
+            name: self.transforms[index[name]](g.contiguous()) if name in index else g for name, g in gradients.items()
+        }
+
+
+class FeatureCurvature(nn.Module):
+    """Meta-Curvature of a linear head that favours no class: a learned matrix along its input mode alone.
+
+    learn2learn's `MetaCurvatureTransform` has one along the classes, too, which ties a network to its number of ways
+    and breaks their symmetry.
+    """
+
+    def __init__(self, weight: torch.Tensor):
+        super().__init__()
+        self.mc_out = nn.Parameter(torch.eye(weight.shape[1]))
+
+    def forward(self, gradient: torch.Tensor) -> torch.Tensor:
+        """(ways, features) -> the same shape."""
+        return gradient @ self.mc_out
+
+
+class MetaSGDTransform(nn.Module):
+    """A factor for each weight (Li et al., 2017), on top of the step size."""
+
+    def __init__(self, parameter: torch.Tensor):
+        super().__init__()
+        self.factors = nn.Parameter(torch.ones_like(parameter))
+
+    def forward(self, gradient: torch.Tensor) -> torch.Tensor:
+        """(any shape) -> the same."""
+        return self.factors * gradient
+
+
+def named_transform(update: str, network: nn.Module) -> Callable[[torch.Tensor], nn.Module | None]:
+    """What makes the transforms of `algorithm.update`, one of `TRANSFORMS`; all are linear.
+
+    Meta-Curvature (Park and Oliva, 2019) and Kronecker-factored transforms (Arnold et al., 2019) are learn2learn's. In
+    Meta-Curvature the linear layer `head` has `FeatureCurvature`, and its bias nothing.
+    """
+    from learn2learn.nn import KroneckerLinear
+    from learn2learn.optim.transforms import KroneckerTransform, MetaCurvatureTransform
+
+    if update == "meta_sgd":
+        return MetaSGDTransform
+    if update == "kronecker":
+        return KroneckerTransform(KroneckerLinear)
+    head = getattr(network, "head", None)
+
+    def curvature(parameter: torch.Tensor) -> nn.Module | None:
+        if head is not None and parameter is head.bias:
+            return None
+        if head is not None and parameter is head.weight:
+            return FeatureCurvature(parameter)
+        return MetaCurvatureTransform(parameter) if parameter.ndim in (1, 2, 4) else None
+
+    return curvature
