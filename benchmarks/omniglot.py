@@ -25,8 +25,9 @@ from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_ch
 from maml_l2l.config import Experiment, documented_keys, with_overrides
 from maml_l2l.experiments.evaluation import evaluate_checkpoint
 from maml_l2l.experiments.run_folder import BEST, LAST, SESSIONS
-from maml_l2l.reports.tables import evaluation_json, evaluation_protocol, write_json
+from maml_l2l.reports.tables import evaluation_json, evaluation_protocol
 from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import write_json
 
 
 def evaluations(checkpoint: Checkpoint, experiment: Experiment) -> dict:

@@ -31,7 +31,7 @@ from benchmarks.omniglot_runs import (
     training_command,
     training_time,
 )
-from maml_l2l.reports.tables import write_json
+from maml_l2l.system.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
