@@ -13,14 +13,14 @@ from benchmarks import model_cards, omniglot_runs
 from maml_l2l import pretrained
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import with_overrides
-from maml_l2l.system.errors import UserError
 from maml_l2l.experiments.evaluation import evaluate_checkpoint
 from maml_l2l.pretrained import find_checkpoint
+from maml_l2l.system.errors import UserError
 
 ROOT, RUNS = omniglot_runs.ROOT, omniglot_runs.load_runs()
 NETWORKS = omniglot_runs.published_networks(RUNS)
 SERVED = [(path, run) for path, measured in NETWORKS.items() for run in measured]
-TASKS = {"5w1s": 200, "5w5s": 60, "20w1s": 50, "20w5s": 16}
+TASKS = {"5w1s": 100, "5w5s": 30, "20w1s": 25, "20w5s": 10}
 
 
 @pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
