@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from benchmarks import common, model_cards
 from benchmarks.omniglot_runs import (
     CELLS,
+    PRETRAINED,
     PROTOCOL,
     RESULTS,
     ROOT,
@@ -93,10 +94,10 @@ training amplifies that, and the runs differ as two seeds do.
 def results_page(runs: list[dict], published: list[dict]) -> str:
     """The text of `RESULTS.md`."""
     header = ["method", "order", *CELLS.values(), "protocol", "source"]
-    rows = [
-        [one["name"], one["order"], *(published_figure(one, cell) for cell in CELLS), one["protocol"], one["source"]]
-        for one in published
-    ]
+    rows = []
+    for one in published:
+        figures = [published_figure(one, cell) for cell in CELLS]
+        rows.append([one["name"], one["order"], *figures, one["protocol"], one["source"]])
     return RESULTS_PAGE.format(
         protocol=PROTOCOL,
         picture=PICTURE.relative_to(ROOT),
@@ -148,9 +149,8 @@ def results_csv(runs: list[dict]) -> str:
     """The text of `RESULTS.csv`: a row per run, with the columns of `_row`."""
     rows = [_row(run, runs) for run in runs]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([rows[0], *(row.values() for row in rows)])
     return text.getvalue()
 
 
@@ -182,10 +182,8 @@ def _row(run: dict, runs: list[dict]) -> dict[str, object]:
         "seconds": round(run["seconds"]),
         "seconds_of_starts": round(seconds_before(run, runs)),
         "machine": session.get("gpu", session["processor"]),
-        "processes": session["processes"],
-        "threads": session["threads"],
-        "python": session["versions"]["python"],
-        "torch": session["versions"]["torch"],
+        **{key: session[key] for key in ("processes", "threads")},
+        **{key: session["versions"][key] for key in ("python", "torch")},
         "commit": run["commit"],
         "remarks": run.get("note", ""),
     }
@@ -198,9 +196,9 @@ def readme_table(runs: list[dict], published: list[dict]) -> str:
     rows = []
     for cell, name in CELLS.items():
         second, first = (best(runs, cell, order) for order in ORDERS)
-        path = files[run_name(second)]
+        path = files.get(run_name(second))
         row = [name, *(published_figure(others[one], cell) for one in ("MAML", "MAML++")), figure(second)]
-        rows.append([*row, figure(first), f"[{path.name}](pretrained/{path.stem}.md)"])
+        rows.append([*row, figure(first), f"[{path.name}](pretrained/{path.stem}.md)" if path else ""])
     header = ["task", "paper", "MAML++", "ours, second order", "ours, first order", "file"]
     return common.table(header, rows) + "\n"
 
@@ -251,9 +249,12 @@ def documents() -> dict[Path, str]:
 
 
 def write() -> None:
-    """Write `documents()`, the picture, and into the file of each run the command that trains its network."""
+    """Write `documents()`, the picture, and each run's command into its file; remove cards of absent networks."""
     for path, run in run_files().items():
         write_json(path, run | {"command": training_command(run)})
-    for path, text in documents().items():
+    texts = documents()
+    for path in set(PRETRAINED.glob("*.md")).difference(texts):
+        path.unlink()
+    for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     plot(load_runs(), json.loads(PUBLISHED.read_text()), PICTURE)
