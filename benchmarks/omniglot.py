@@ -1,11 +1,12 @@
 """The paper's Omniglot table from runs of our own.
 
-    python -m benchmarks.omniglot record runs/omniglot_5w1s [--publish]
+    python -m benchmarks.omniglot record runs/omniglot_20w1s [--publish NAME] [--also 5w1s 5w5s 20w5s]
     python -m benchmarks.omniglot report
 
 `record` evaluates the best checkpoint of a finished run on the test classes, once, and writes what it found, with the
-config, time and machine of the training, to `benchmarks/results/omniglot/`; `--publish` also puts the checkpoint into
-`pretrained/`. `report` turns these files into `RESULTS.md`, its picture and the model cards.
+config, time, machine and command of the training, to `benchmarks/results/omniglot/`; `--publish` also puts the
+checkpoint into `pretrained/NAME.pth`, and `--also` evaluates it on tasks of other sizes, too. `report` turns these
+files into `RESULTS.md`, `RESULTS.csv`, their picture, and what stands beside the checkpoints in `pretrained/`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import argparse
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import omniglot_report
-from benchmarks.omniglot_report import LOCAL
+from benchmarks import omniglot_report, omniglot_runs
+from benchmarks.omniglot_runs import CELLS, LOCAL, figure, own_cell, run_name, task_sizes, training_command
 from maml_l2l import commands
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from maml_l2l.config import Experiment, documented_keys, with_overrides
@@ -26,11 +28,6 @@ from maml_l2l.experiments.run_folder import BEST, LAST, SESSIONS
 from maml_l2l.reports.tables import evaluation_json, evaluation_protocol
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import write_json
-
-
-def cell(experiment: Experiment) -> str:
-    """The paper's name of a task size, as in the names of the configs: `5w1s`."""
-    return f"{experiment.task.ways}w{experiment.task.shots}s"
 
 
 def evaluations(checkpoint: Checkpoint, experiment: Experiment) -> dict:
@@ -43,7 +40,16 @@ def evaluations(checkpoint: Checkpoint, experiment: Experiment) -> dict:
     return found
 
 
-def record(run_dir: Path, publish: bool) -> None:
+def measured_on(checkpoint: Checkpoint, experiment: Experiment, other: str) -> dict:
+    """What a checkpoint scores on validation and test tasks of the cell `other`, for which it was not trained."""
+    sized = with_overrides(experiment, task_sizes(other), "--also")
+    steps = sized.algorithm.inner_steps
+    sizes = {"eval.tasks": sized.train.validate_tasks, "eval.steps": steps}
+    validation = evaluate_checkpoint(checkpoint, with_overrides(sized, sizes, "--also"), "val")
+    return {"val_accuracy": validation.mean()[steps], "evaluations": evaluations(checkpoint, sized)}
+
+
+def record(run_dir: Path, publish: str | None = None, also: Sequence[str] = ()) -> None:
     """Evaluate the run in the folder `run_dir` and write its figures; see the module.
 
     Raises `UserError` where it is not finished, or where its figures were taken before.
@@ -55,37 +61,41 @@ def record(run_dir: Path, publish: bool) -> None:
             f"{run_dir} has done {last.iteration} of {experiment.train.iterations} meta-iterations. "
             f"Finish it first: python -m maml_l2l.train --resume {run_dir}"
         )
+    sessions = json.loads((run_dir / SESSIONS).read_text())
+    config = experiment.model_dump()
     run = {
-        "cell": cell(experiment),
+        "cell": own_cell(config),
         "order": experiment.algorithm.order,
         "seed": experiment.run.seed,
-        "config": experiment.model_dump(),
+        "config": config,
+        "sessions": sessions,
     }
-    path = omniglot_report.RESULTS / f"{omniglot_report.run_name(run)}.json"
+    path = omniglot_runs.RESULTS / f"{run_name(run)}.json"
     if path.exists():
         raise UserError(f"{path} holds the figures of such a run already, and test classes are used once. Remove it.")
-    sessions = json.loads((run_dir / SESSIONS).read_text())
     run |= {
+        "command": training_command(run),
         "commit": sessions[0].get("commit"),
         "iteration": best.iteration,
         "val_accuracy": best.validation_accuracy,
         "seconds": sum(session["seconds"] for session in sessions),
-        "sessions": sessions,
-        "published_sha256": _publish(best) if publish else None,
+        "published_sha256": _publish(best, publish) if publish else None,
+        "note": "",
         "evaluations": evaluations(best, experiment),
+        "also": {other: measured_on(best, experiment, other) for other in also},
     }
     write_json(path, run)
-    print(f"{path}: {omniglot_report.figure(run)} %")
+    print(f"{path}: {figure(run)} %")
 
 
-def _publish(checkpoint: Checkpoint) -> str:
+def _publish(checkpoint: Checkpoint, name: str) -> str:
     """Write `checkpoint` to `pretrained/`, without what its config says of our machine; return its SHA-256 sum."""
     config = {section: dict(values) for section, values in checkpoint.config.items()}
-    for section, name, field in documented_keys():
-        if f"{section}.{name}" in LOCAL:
-            config[section][name] = field.default
-    omniglot_report.PRETRAINED.mkdir(exist_ok=True)
-    path = omniglot_report.PRETRAINED / f"omniglot_{cell(checkpoint.experiment)}.pth"
+    for section, key, field in documented_keys():
+        if f"{section}.{key}" in LOCAL:
+            config[section][key] = field.default
+    omniglot_runs.PRETRAINED.mkdir(exist_ok=True)
+    path = omniglot_runs.PRETRAINED / f"{name}.pth"
     save_checkpoint(dataclasses.replace(checkpoint, config=config), path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -96,11 +106,12 @@ def main() -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     recording = actions.add_parser("record", help="evaluate a finished run on the test classes")
     recording.add_argument("run_dir", type=Path, help="the run folder")
-    recording.add_argument("--publish", action="store_true", help="put the best checkpoint into pretrained/")
-    actions.add_parser("report", help="write RESULTS.md, its picture and the model cards")
+    recording.add_argument("--publish", metavar="NAME", help="put the best checkpoint into pretrained/NAME.pth")
+    recording.add_argument("--also", nargs="+", choices=CELLS, default=[], help="evaluate it on these tasks, too")
+    actions.add_parser("report", help="write RESULTS.md, RESULTS.csv, their picture and the model cards")
     arguments = parser.parse_args()
     if arguments.action == "record":
-        record(arguments.run_dir, arguments.publish)
+        record(arguments.run_dir, arguments.publish, arguments.also)
     else:
         omniglot_report.write()
 

@@ -1,351 +1,260 @@
-"""`RESULTS.md`, its picture and the model cards, from the JSON files that `benchmarks.omniglot` recorded."""
+"""What the recorded runs on Omniglot come to: `RESULTS.md`, `RESULTS.csv`, the picture, and the table of the README."""
 
 from __future__ import annotations
 
-import hashlib
+import csv
+import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks import common
-from maml_l2l.config import documented_keys, load_experiment, parse_experiment
-from maml_l2l.experiments.run_folder import BEST
-from maml_l2l.system.machine import describe
+from benchmarks import common, model_cards
+from benchmarks.omniglot_runs import (
+    CELLS,
+    PRETRAINED,
+    PROTOCOL,
+    RESULTS,
+    ROOT,
+    accuracy,
+    best,
+    figure,
+    hardware,
+    load_runs,
+    max_pool,
+    published_networks,
+    run_files,
+    run_name,
+    seconds_before,
+    start,
+    task_of,
+    trained_by,
+    trained_on,
+    training_command,
+    training_time,
+)
+from maml_l2l.system.files import write_json
 
-ROOT = Path(__file__).parents[1]
-RESULTS, PRETRAINED = ROOT / "benchmarks" / "results" / "omniglot", ROOT / "pretrained"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 PUBLISHED, PICTURE = RESULTS / "published.json", RESULTS / "accuracy.png"
 MISREAD = RESULTS.parent / "misread.json"
-CELLS = {"5w1s": "5-way 1-shot", "5w5s": "5-way 5-shot", "20w1s": "20-way 1-shot", "20w5s": "20-way 5-shot"}
-NOT_YET = "not trained yet"
+README_TABLE = ("<!-- results: python -m benchmarks.omniglot report -->\n", "<!-- end of results -->\n")
+ORDERS = {"second": "second order", "first": "first order"}
 
-# Keys of a config that change where and how fast a run goes, and have other values on a reader's machine.
-LOCAL = (
-    *("data.root", "data.source", "data.verify", "train.checkpoint_every"),
-    *("algorithm.engine", "run.device", "run.threads", "run.workers", "run.compile"),
-)
-_STATED = ("algorithm.engine", "run.threads")  # which a training command gives all the same: its time depends on them
+RESULTS_PAGE = """\
+# Results on Omniglot
 
-INTRODUCTION = """\
-# Omniglot: the paper's table
+Accuracy in % on test characters, with its 95 % interval over the tasks. Everything here was measured by the protocol
+`{protocol}`, that of Finn et al. (2017), on 1,000 tasks: the 423 test characters of the split `finn`, which neither
+training nor validation saw; classes rotated; as many queries per class as shots.
 
-Accuracy in % on 1,000 tasks of the 423 test characters of the split `finn`, none of which training or validation saw,
-after as many inner steps as in training; as many queries a class as shots, classes rotated, queries normalised by their
-own batch as in the paper; +- is the 95 % interval over the tasks. The checkpoint of each run is the best on validation
-tasks; the test classes were used once for each, at the end, for the figures below. A seed is also that of the tasks.
-"""
+![our best runs beside what was published]({picture})
 
-ERRORS = """\
-Where the errors lie: on {tasks:,} validation tasks {model} scores {accuracy:.2f} %, and {worst_images} of
-{images:,} drawings make {worst_errors} of its {errors} errors ([the drawings](benchmarks/results/misread.png),
-[all figures](benchmarks/results/misread.json), by `python -m benchmarks.misread`).
-"""
+## Our best run of each cell
 
-SETTINGS = """\
-All of them: `Conv4` of 64 filters with stride 2 or, where it says so, 2x2 max-pooling instead (`model.downsample`),
-Adam at `meta_lr` with cosine decay to zero. "Learned" step sizes are one for each parameter tensor, part of the
-meta-learned initialisation (Antoniou et al., 2019), where the paper has one fixed number. A run starts from random
-weights, or from those of another run (`model.pretrained`; the head is new for more ways), trained on the same classes;
-the paper trains each cell from random weights, 60,000 meta-iterations of 32 tasks (5-way) or 16 (20-way), Adam at
-1e-3. `support`: accuracy with each query normalised by the support images alone. `shift`: training images, and no
-others, were moved by up to so many pixels, as Santoro et al. (2016) do; the paper does not. A run that is best at 0 is
-the network that it started from: no training of its own bettered that on validation tasks. The 20-way 5-shot one of
-first order with max-pooling was so trained with one inner step, and takes five here. Time: the whole training with
-validations, compiling included, without that of the network that it started from; two runs of one thread shared the
-machine, a core each, and, with max-pooling, the first-order runs of seed 0 and the 5-shot ones for some minutes with
-one or two programs more; the runs of two processes had both cores, that of seed 0 but for some minutes of tests. The
-second-order runs with max-pooling of seed 1 had a newer AMD EPYC than the others, with AVX-512; the 5-way 1-shot one
-shared it with other programs. The run on a GPU had been compiled before, beside other programs, and multiplied in
-TensorFloat-32.
-"""
+{best}
 
-COMMANDS = """\
-The command of each row, in this order, with configs and checkpoints as they are now. The 20-way 5-shot run of seed 1
-was given 5,500 meta-iterations at first and, ended, extended (`--resume RUN_DIR --set train.iterations=8000`).
-"""
+- The best run is the one with the highest accuracy on validation tasks. Test tasks choose nothing: they are met once.
+- Transductive: the queries of a task are normalised together, as in the paper. Inductive: each query is normalised by
+  the support images alone, as `predict` does. Other runs: the transductive figures of those of the cell. Steps: inner
+  steps per task.
+- The seed sets the initial weights and the tasks. The time has validation in it, and compiling unless that is named.
+- The network is `Conv4` with 64 filters. Unlike the paper's, each parameter tensor has a learned step size, and
+  max-pooling takes the place of the stride where the table says so.
+- A network that was trained on another task size serves this one as it is. Of more ways the first are used.
 
-REPRODUCE = """\
-`python -m benchmarks.omniglot record runs/NAME` evaluates the run and writes its figures to
-[benchmarks/results/omniglot](benchmarks/results/omniglot), unless they are there already (remove the file first);
-`python -m benchmarks.omniglot report` turns these files into this page, the picture and the cards of the checkpoints in
-[pretrained](pretrained). Two runs of one command agree to the bit on one machine with the same versions. Elsewhere
-training amplifies how sums are rounded, and they differ as two seeds do.
-"""
+## What others published
 
-CARD = """\
-# {title}
+{published}
 
-MAML for {cell_name} classification of handwritten characters, second order: {accuracy} % on unseen characters.
+The protocols differ, so compare with care. Our protocol is MAML's. MAML++ averages several networks; ours are one each.
 
-    python -m maml_l2l.eval --model pretrained/{name}.pth
+## Where the errors lie
 
-## What it is
+On {tasks:,} validation tasks `{model}` reads {accuracy:.2f} % rightly. Of {images:,} drawings,
+{worst_images} make {worst_errors} of its {errors} errors ([picture](benchmarks/results/misread.png),
+[figures](benchmarks/results/misread.json)).
 
-- The file: weights, step sizes, config and class split of a `Conv4` network, {kilobytes} kB. Its SHA-256 sum is
-  `{sha}`.
-- Data: Omniglot, 28x28, ink 1, paper 0, the split `finn`: 1,100 characters to train, 100 to validate, 423 to test, by
-  name in the file. Classes are rotated by multiples of 90 degrees, in every split.{moved}
-- Trained for {iterations:,} meta-iterations of {meta_batch} tasks in {time}, from {start};
-  the checkpoint of meta-iteration {iteration:,} was the best on {validate_tasks:,} validation tasks ({val_accuracy:.2f}
-  %{unchanged}). Machine: {machine}. Trained at commit {commit}; the
-  command, with configs and checkpoints as they are now:
+## All runs
 
-      {command}
+[RESULTS.csv](RESULTS.csv) has one row per run: both accuracies, settings, time, machine, versions, commit and remarks.
+Each row names a file in [benchmarks/results/omniglot](benchmarks/results/omniglot), which holds the whole config, the
+accuracy after every number of inner steps, and the command that trains the network again. A run that starts from
+`runs/NAME/best.pth` needs the run of that name first.
 
-## Accuracy
+    python -m benchmarks.omniglot record runs/NAME   # evaluate a finished run on test tasks, once, and write its file
+    python -m benchmarks.omniglot report             # write this page, the CSV, the picture and the cards anew
 
-{tasks:,} test tasks of {cell_name} with {queries} a class, accuracy in % and its 95 % interval over the tasks after
-each number of inner steps; it was trained with {inner_steps}. Under `batch` the queries of a task are normalised
-together, as in the paper; under `support` each by the support images alone, which is what `predict` does. Further steps
-take the last step sizes again, which were not trained for that: they gain next to nothing and may cost much.{others}
-
-{table}
-
-## Limits
-
-- It tells apart {ways} classes or fewer, drawn as Omniglot's: dark strokes on light paper, 28x28 pixels after scaling.
-  Photographs are another matter, and so are drawings of another make: on scanned digits enlarged from 8x8 pixels it is
-  worse than nearest neighbour (`python -m benchmarks.digits`). Train on pictures like your own.
-- Accuracy is stated for the inner steps above, with the step sizes of the file. More queries a class score otherwise
-  under `batch`.
-
-## Licence and citation
-
-The checkpoint has the licence of this project (MIT). Omniglot is published under the MIT licence,
-(c) 2015 Brenden Lake; cite
-
-> Lake, B. M., Salakhutdinov, R. and Tenenbaum, J. B. (2015). Human-level concept learning through probabilistic program
-> induction. *Science*, 350(6266), 1332-1338.
-
-> Finn, C., Abbeel, P. and Levine, S. (2017). Model-agnostic meta-learning for fast adaptation of deep networks. *ICML*.
+Two runs of one command agree to the bit on one machine with the same versions. Elsewhere sums are rounded otherwise,
+training amplifies that, and the runs differ as two seeds do.
 """
 
 
-def load_results() -> list[dict]:
-    """All recorded runs, in the order of the paper's cells, second order before first, by seed and start."""
-    found = [json.loads(path.read_text()) for path in RESULTS.glob("*_seed*.json")]
-    return sorted(found, key=lambda run: (list(CELLS).index(run["cell"]), run["order"] == "first", _origin(run)))
+def results_page(runs: list[dict], published: list[dict]) -> str:
+    """The text of `RESULTS.md`."""
+    header = ["method", "order", *CELLS.values(), "protocol", "source"]
+    rows = []
+    for one in published:
+        figures = [published_figure(one, cell) for cell in CELLS]
+        rows.append([one["name"], one["order"], *figures, one["protocol"], one["source"]])
+    return RESULTS_PAGE.format(
+        protocol=PROTOCOL,
+        picture=PICTURE.relative_to(ROOT),
+        best=_best_table(runs),
+        published=common.table(header, rows),
+        **json.loads(MISREAD.read_text()),
+    )
 
 
-def figure(run: dict, normalisation: str = "batch") -> str:
-    """Accuracy and interval of a run after the inner steps of its training."""
-    return _ours(_accuracy(run, normalisation))
-
-
-def _accuracy(run: dict, normalisation: str = "batch") -> dict:
-    return run["evaluations"][normalisation]["accuracy"][str(run["config"]["algorithm"]["inner_steps"])]
-
-
-def _ours(accuracy: dict) -> str:
-    return f"{accuracy['mean']:.2f} +- {accuracy['ci95']:.2f}"
-
-
-def _published(accuracy: dict | None) -> str:
-    """As many digits as were published."""
-    if accuracy is None:
+def published_figure(one: dict, cell: str) -> str:
+    """The figure of a publication in a cell with as many digits as it has there; empty where it has none."""
+    found = one["accuracy"].get(cell)
+    if found is None:
         return ""
-    return f"{accuracy['mean']}" + (f" +- {accuracy['ci95']}" if "ci95" in accuracy else "")
+    digits = max(len(str(value["mean"]).partition(".")[2]) for value in one["accuracy"].values())
+    return f"{found['mean']:.{digits}f}" + (f" ± {found['ci95']}" if "ci95" in found else "")
 
 
-def _start(run: dict) -> str | None:
-    """The checkpoint that a run started from; None: from random weights."""
-    return run["config"]["model"].get("pretrained")
-
-
-def _start_name(run: dict) -> str:
-    """The name of the network that a run started from: that of its file, or of the run folder that it lies in."""
-    path = Path(_start(run))
-    return path.parent.name if path.name == BEST else path.stem
-
-
-def _max_pool(run: dict) -> bool:
-    """Whether the network of a run halves images by max-pooling, where the paper's on Omniglot has a stride of 2."""
-    return run["config"]["model"]["downsample"] == "max_pool"
-
-
-def _origin(run: dict) -> str:
-    """The seed of a run, the network that it started from, and max-pooling."""
-    parts = [f"seed {run['seed']}"]
-    if _start(run):
-        parts.append(f"from {_start_name(run).removeprefix('omniglot_').split('_')[0]}")
-    return ", ".join(parts + ["max-pooling"] * _max_pool(run))
-
-
-def run_name(run: dict) -> str:
-    """What tells a run from the others: task size, order, seed, start and max-pooling."""
-    start = f"_from_{_start_name(run)}" if _start(run) else ""
-    return f"{run['cell']}_{run['order']}_seed{run['seed']}{start}{'_max_pool' * _max_pool(run)}"
-
-
-def training_command(run: dict) -> str:
-    """The command that trains the network of `run`, from the config of its cell as that is now."""
-    config = f"configs/omniglot_{run['cell']}.yaml"
-    experiment, usual, settings = parse_experiment(run["config"], "the run"), load_experiment(ROOT / config), []
-    for section, name, _ in documented_keys():
-        found, expected = (getattr(getattr(values, section), name) for values in (experiment, usual))
-        key = f"{section}.{name}"
-        if found != expected and (key not in LOCAL or key in _STATED):
-            settings.append(f" {key}={found if isinstance(found, str) else json.dumps(found)}")
-    processes = run["sessions"][-1]["processes"]
-    launcher = "python" if processes == 1 else f"torchrun --nproc_per_node={processes}"
-    command = f"{launcher} -m maml_l2l.train --config {config} --run_dir runs/{run_name(run)}"
-    return command + (f" --set{''.join(settings)}" if settings else "")
-
-
-def duration(seconds: float) -> str:
-    """Hours and minutes in words, or seconds where they are few."""
-    if seconds < 300:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
-def _time(run: dict) -> str:
-    """The time of a training, and that of compiling where it had been compiled before."""
-    before = run.get("compiled_before_seconds")
-    return duration(run["seconds"]) + (f" and {duration(before)} of compiling" if before else "")
-
-
-def trained(run: dict) -> str:
-    """How long it took to train the weights of a run, or whose they are where no training of its own bettered them."""
-    return f"no further than `{_start_name(run)}.pth`" if run["iteration"] == 0 else effort(run)
-
-
-def effort(run: dict) -> str:
-    """How long a run took, and on how many cores or what GPU."""
-    session = run["sessions"][-1]
-    if "gpu" in session:
-        return f"{_time(run)} on one {session['gpu']}"
-    cores = session["processes"] * session["threads"]
-    return f"{_time(run)} on {'one core' if cores == 1 else f'{cores} cores'}"
-
-
-def _comparison(runs: list[dict], published: list[dict], order: str) -> str:
-    """The paper's table for one order: what others published, and our runs."""
-    others = [one for one in published if one["order"] == order]
+def _best_table(runs: list[dict]) -> str:
+    header = ["task", "order", "transductive", "inductive", "steps", "seed", "other runs", "trained on"]
     rows = []
     for cell, name in CELLS.items():
-        ours = [run for run in runs if (run["cell"], run["order"]) == (cell, order)]
-        figures = ", ".join(f"{figure(run)} ({_origin(run)})" for run in ours)
-        rows.append([name, *(_published(one["accuracy"].get(cell)) for one in others), figures or NOT_YET])
-    return common.table(["task", *(one["name"] for one in others), "maml_l2l"], rows)
+        for order, order_name in ORDERS.items():
+            if (run := best(runs, cell, order)) is None:
+                continue
+            row = [name, order_name, figure(run), figure(run, "support"), _steps(run, runs)]
+            row += [run["seed"], _others(run, runs), trained_on(run, runs)]
+            row += ["max-pooling" if max_pool(run) else "stride", training_time(run, runs), hardware(run, runs)]
+            rows.append(row)
+    return common.table([*header, "network", "time", "machine"], rows)
 
 
-def _runs(runs: list[dict]) -> str:
-    """How each run was trained, and its accuracy under the other reading of normalisation."""
-    header = ["run", "`support`", "meta-iterations x tasks", "`meta_lr`", "`shift`", "best at", "inner steps"]
-    header += ["step sizes", "time", "machine"]
+def _others(run: dict, runs: list[dict]) -> str:
+    """The range of the other runs of a cell and an order, and their number."""
+    same = [one for one in runs if (one["cell"], one["order"]) == (run["cell"], run["order"]) and one is not run]
+    means = sorted(accuracy(one)["mean"] for one in same)
+    if not means:
+        return ""
+    return f"{means[0]:.2f}" + (f" to {means[-1]:.2f} ({len(means)})" if len(means) > 1 else "")
+
+
+def _steps(run: dict, runs: list[dict]) -> str:
+    """The inner steps that a run was measured with, and those of its training where they were others."""
+    used, trained = (one["config"]["algorithm"]["inner_steps"] for one in (run, trained_by(run, runs)))
+    return str(used) if used == trained else f"{used} (trained with {trained})"
+
+
+def results_csv(runs: list[dict]) -> str:
+    """The text of `RESULTS.csv`: a row per run, with the columns of `_row`."""
+    rows = [_row(run, runs) for run in runs]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([rows[0], *(row.values() for row in rows)])
+    return text.getvalue()
+
+
+def _row(run: dict, runs: list[dict]) -> dict[str, object]:
+    algorithm, train, session = run["config"]["algorithm"], run["config"]["train"], run["sessions"][-1]
+    return {
+        "run": run_name(run),
+        **task_of(run),
+        "order": run["order"],
+        "seed": run["seed"],
+        "protocol": PROTOCOL,
+        "tasks": run["evaluations"]["batch"]["tasks"],
+        "inner_steps": algorithm["inner_steps"],
+        **{
+            f"{name}_{key}": round(accuracy(run, normalisation)[key], 3)
+            for name, normalisation in (("transductive", "batch"), ("inductive", "support"))
+            for key in ("mean", "ci95")
+        },
+        "validation_mean": round(run["val_accuracy"], 3),
+        "validation_tasks": train["validate_tasks"],
+        "trained_on": trained_on(run, runs),
+        "downsample": run["config"]["model"]["downsample"],
+        "start": start(run) or "",
+        "iterations": train["iterations"],
+        "best_iteration": run["iteration"],
+        **{key: train.get(key, 0) for key in ("meta_batch", "meta_lr", "shift")},
+        "inner_lr": "learned" if algorithm["learn_inner_lr"] else algorithm["inner_lr"],
+        "precision": run["config"]["run"].get("precision", "float32"),
+        "seconds": round(run["seconds"]),
+        "seconds_of_starts": round(seconds_before(run, runs)),
+        "machine": session.get("gpu", session["processor"]),
+        **{key: session[key] for key in ("processes", "threads")},
+        **{key: session["versions"][key] for key in ("python", "torch")},
+        "commit": run["commit"],
+        "remarks": run.get("note", ""),
+    }
+
+
+def readme_table(runs: list[dict], published: list[dict]) -> str:
+    """The README's table: a row per cell, with the paper, MAML++, our best runs, and the file of the second order."""
+    others = {one["name"]: one for one in published}
+    files = {run_name(run): path for path, measured in published_networks(runs).items() for run in measured}
     rows = []
-    for run in runs:
-        algorithm, train = run["config"]["algorithm"], run["config"]["train"]
-        rows.append(
-            [
-                f"{run['cell']}, {run['order']} order, {_origin(run)}",
-                figure(run, "support"),
-                f"{train['iterations']:,} x {train['meta_batch']}",
-                train["meta_lr"],
-                train.get("shift", 0),
-                f"{run['iteration']:,}",
-                algorithm["inner_steps"],
-                "learned" if algorithm["learn_inner_lr"] else algorithm["inner_lr"],
-                _time(run),
-                describe(run["sessions"][-1]),
-            ]
-        )
-    return common.table(header, rows)
-
-
-def results_markdown(runs: list[dict], published: list[dict]) -> str:
-    """The text of `RESULTS.md`."""
-    sources = "\n".join(f"- {one['name']}: {one['source']}." for one in published)
-    commands = "\n".join(f"    {training_command(run)}  # commit {run['commit']}" for run in runs)
-    return "\n".join(
-        [
-            INTRODUCTION,
-            f"## Second order\n\n{_comparison(runs, published, 'second')}\n",
-            f"## First order\n\n{_comparison(runs, published, 'first')}\n",
-            f"![accuracy of every run beside the published ones]({PICTURE.relative_to(ROOT)})\n",
-            f"Published figures:\n\n{sources}\n",
-            ERRORS.format(**json.loads(MISREAD.read_text())),
-            f"## The runs\n\n{SETTINGS}\n{_runs(runs)}\n",
-            f"{COMMANDS}\n{commands}\n",
-            REPRODUCE,
-        ]
-    )
-
-
-def model_card(run: dict, runs: Sequence[dict] = ()) -> str:
-    """The card of the checkpoint that `run` published; `runs` are all, some perhaps of the same task size."""
-    config = run["config"]
-    train, task = config["train"], config["task"]
-    batch, support = (run["evaluations"][name]["accuracy"] for name in ("batch", "support"))
-    rows = [[step, _ours(batch[step]), _ours(support[step])] for step in batch]
-    name = f"omniglot_{run['cell']}"
-    alike = [one for one in runs if one is not run and (one["cell"], one["order"]) == (run["cell"], run["order"])]
-    others = ", ".join(f"{figure(one)} ({_origin(one)})" for one in alike)
-    return CARD.format(
-        title=name,
-        name=name,
-        cell_name=CELLS[run["cell"]],
-        accuracy=figure(run),
-        kilobytes=round((PRETRAINED / f"{name}.pth").stat().st_size / 1000),
-        sha=run["published_sha256"],
-        command=training_command(run),
-        commit=run["commit"],
-        time=effort(run),
-        start=f"`{_start(run)}`" if _start(run) else "random weights",
-        moved=f" Training images were moved by up to {train['shift']} px." if train.get("shift") else "",
-        machine=describe(run["sessions"][-1]),
-        iteration=run["iteration"],
-        val_accuracy=run["val_accuracy"],
-        unchanged="; these are the weights that it started from" if run["iteration"] == 0 else "",
-        tasks=run["evaluations"]["batch"]["tasks"],
-        queries="1 query" if task["queries"] == 1 else f"{task['queries']} queries",
-        inner_steps=config["algorithm"]["inner_steps"],
-        others=f"\nOther runs of this task size: {others}; this one is {_origin(run)}." if others else "",
-        table=common.table(["inner steps", "`batch`", "`support`"], rows),
-        ways=task["ways"],
-        **{key: train[key] for key in ("iterations", "meta_batch", "validate_tasks")},
-    )
+    for cell, name in CELLS.items():
+        second, first = (best(runs, cell, order) for order in ORDERS)
+        path = files.get(run_name(second))
+        row = [name, *(published_figure(others[one], cell) for one in ("MAML", "MAML++")), figure(second)]
+        rows.append([*row, figure(first), f"[{path.name}](pretrained/{path.stem}.md)" if path else ""])
+    header = ["task", "paper", "MAML++", "ours, second order", "ours, first order", "file"]
+    return common.table(header, rows) + "\n"
 
 
 def plot(runs: list[dict], published: list[dict], path: Path) -> None:
-    """A panel for each task size: the published accuracies and ours, with 95 % intervals where they are known."""
+    """A panel per cell: a dot for each transductive publication and our best run of each order, the best on top."""
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(9.6, 6.4), layout="constrained")
+    drawing = Figure(figsize=(9.6, 6.0), layout="constrained")
     for axes, (cell, name) in zip(drawing.subplots(2, 2).flat, CELLS.items(), strict=True):
-        points = [(one["name"], one["accuracy"][cell], "C7") for one in published if cell in one["accuracy"]]
-        for run in runs:
-            if run["cell"] == cell:
-                color = "C0" if run["order"] == "second" else "C1"
-                points.append((f"{run['order']} order, {_origin(run)}", _accuracy(run), color))
-        for place, (_, accuracy, color) in enumerate(points):
-            options = {"fmt": "o", "capsize": 3, "markersize": 4, "color": color}
-            axes.errorbar(accuracy["mean"], -place, xerr=accuracy.get("ci95"), **options)
-        axes.set_yticks([-place for place in range(len(points))], [label for label, _, _ in points], fontsize=8)
-        axes.set_title(name, fontsize=10)
-        axes.grid(alpha=0.3)
-    drawing.supxlabel("accuracy on test characters (%), 95 % interval over tasks; grey: published, colour: maml_l2l")
+        others = [one for one in published if cell in one["accuracy"] and not one.get("inductive")]
+        points = [(one["name"], one["accuracy"][cell], "0.5") for one in others]
+        for order, color in (("second", "C0"), ("first", "C1")):
+            if (run := best(runs, cell, order)) is not None:
+                points.append((f"ours, {ORDERS[order]}", accuracy(run), color))
+        _dots(axes, sorted(points, key=lambda point: point[1]["mean"]))
+        axes.set_title(name, fontsize=11, fontweight="bold")
+    drawing.supxlabel("accuracy on test characters (%), with its 95 % interval where it is known", fontsize=9)
     drawing.savefig(path, dpi=150)
 
 
-def published_checkpoints(runs: list[dict]) -> dict[Path, dict]:
-    """Each checkpoint in `pretrained/` with the run that it is of, found by its SHA-256 sum."""
-    runs_by_sum = {run["published_sha256"]: run for run in runs}
-    sums = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(PRETRAINED.glob("*.pth"))}
-    return {path: runs_by_sum[found] for path, found in sums.items()}
+def _dots(axes: Axes, points: list[tuple[str, dict, str]]) -> None:
+    """Draw names, accuracies and colours as a dot plot, the last on top."""
+    for place, (_, found, color) in enumerate(points):
+        options = {"fmt": "o", "capsize": 3, "markersize": 7, "color": color}
+        axes.errorbar(found["mean"], place, xerr=found.get("ci95"), **options)
+        text = {"ha": "center", "fontsize": 8, "color": color}
+        axes.annotate(f"{found['mean']:.2f}", (found["mean"], place + 0.2), **text)
+    axes.set_yticks(range(len(points)), [name for name, *_ in points], fontsize=9)
+    for label, (_, _, color) in zip(axes.get_yticklabels(), points, strict=True):
+        label.set(color=color, fontweight="bold" if label.get_text().startswith("ours") else "normal")
+    axes.set_ylim(-0.6, len(points) - 0.1)
+    axes.margins(x=0.12)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def documents() -> dict[Path, str]:
-    """`RESULTS.md` and the model cards, as they should stand in the repository."""
-    runs, published = load_results(), json.loads(PUBLISHED.read_text())
-    cards = {path.with_suffix(".md"): model_card(run, runs) for path, run in published_checkpoints(runs).items()}
-    return {ROOT / "RESULTS.md": results_markdown(runs, published)} | cards
+    """The texts that follow from the recorded runs, as they should stand in the repository."""
+    runs, published = load_runs(), json.loads(PUBLISHED.read_text())
+    found = {ROOT / "RESULTS.md": results_page(runs, published), ROOT / "RESULTS.csv": results_csv(runs)}
+    readme = ROOT / "README.md"
+    before, begin, rest = readme.read_text().partition(README_TABLE[0])
+    if begin:
+        _, end, after = rest.partition(README_TABLE[1])
+        found[readme] = before + begin + "\n" + readme_table(runs, published) + "\n" + end + after
+    return found | model_cards.documents(runs)
 
 
 def write() -> None:
-    """Write `documents()` and the picture."""
-    for path, text in documents().items():
-        path.write_text(text)
-    plot(load_results(), json.loads(PUBLISHED.read_text()), PICTURE)
+    """Write `documents()`, the picture, and each run's command into its file; remove cards of absent networks."""
+    for path, run in run_files().items():
+        write_json(path, run | {"command": training_command(run)})
+    texts = documents()
+    for path in set(PRETRAINED.glob("*.md")).difference(texts):
+        path.unlink()
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+    plot(load_runs(), json.loads(PUBLISHED.read_text()), PICTURE)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import maml_l2l
 from maml_l2l.system.errors import Stopped, UserError
 from maml_l2l.system.memory import keep_freed_memory
 
@@ -22,6 +23,11 @@ def add_set_option(parser: argparse.ArgumentParser, example: str) -> None:
         default=[],
         help=f"override config keys, e.g. {example}",
     )
+
+
+def add_version_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`, which prints it and ends the command."""
+    parser.add_argument("--version", action="version", version=f"maml_l2l {maml_l2l.__version__}")
 
 
 def run(main: Callable[[], None]) -> NoReturn:

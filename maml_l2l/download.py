@@ -25,6 +25,7 @@ def main() -> None:
         action="store_false",
         help="accept archives whose MD5 sums are not those of the original ones",
     )
+    commands.add_version_option(parser)
     arguments = parser.parse_args()
 
     from maml_l2l.data.omniglot import download_omniglot  # the libraries load here, not for --help

@@ -6,6 +6,7 @@ import argparse
 
 from maml_l2l import commands
 from maml_l2l.config import with_overrides
+from maml_l2l.pretrained import find_checkpoint
 
 
 def main() -> None:
@@ -13,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m maml_l2l.eval", description="Accuracy of a checkpoint on tasks of unseen classes."
     )
-    parser.add_argument("--model", metavar="CHECKPOINT", required=True, help="a .pth file that training wrote")
+    parser.add_argument("--model", metavar="CHECKPOINT", required=True, help="a .pth file, or a name in pretrained/")
     parser.add_argument("--path", metavar="DATA", help="folder of the data set (default: the one of the checkpoint)")
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="classes (default: test)")
     parser.add_argument("--tasks", type=int, help="number of tasks (default: the checkpoint's eval.tasks)")
@@ -25,6 +26,7 @@ def main() -> None:
     commands.add_set_option(parser, example="data.invert=true")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw accuracy against inner steps")
+    commands.add_version_option(parser)
     arguments = parser.parse_args()
 
     # PyTorch and learn2learn load here, not for --help
@@ -33,7 +35,7 @@ def main() -> None:
     from maml_l2l.reports import plots, tables
     from maml_l2l.system.files import write_json
 
-    checkpoint = load_checkpoint(arguments.model)
+    checkpoint = load_checkpoint(find_checkpoint(arguments.model))
     trained = checkpoint.experiment
     here = trained.run.model_copy(update={"device": "auto", "threads": None})  # the machine that trained it is another
     trained = trained.model_copy(update={"run": here})

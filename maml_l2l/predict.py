@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from maml_l2l import commands
+from maml_l2l.pretrained import find_checkpoint
 
 
 def main() -> None:
@@ -14,7 +15,7 @@ def main() -> None:
         prog="python -m maml_l2l.predict",
         description="Adapt a checkpoint to your own classes, a few pictures each, and name other pictures.",
     )
-    parser.add_argument("--model", metavar="CHECKPOINT", required=True, help="a .pth file that training wrote")
+    parser.add_argument("--model", metavar="CHECKPOINT", required=True, help="a .pth file, or a name in pretrained/")
     parser.add_argument("--support", metavar="DIR", required=True, type=Path, help="one folder of pictures per class")
     parser.add_argument(
         "--query", metavar="FILE_OR_DIR", required=True, nargs="+", type=Path, help="pictures, and folders of pictures"
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="inner steps (default: as many as in training)")
     parser.add_argument("--json", metavar="FILE", help="write all probabilities as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw the support set and the queries with their predictions")
+    commands.add_version_option(parser)
     arguments = parser.parse_args()
 
     # PyTorch and learn2learn load here, not for --help
@@ -30,7 +32,7 @@ def main() -> None:
     from maml_l2l.reports import plots, tables
     from maml_l2l.system.files import write_json
 
-    classifier = FewShotClassifier.load(arguments.model, arguments.steps)
+    classifier = FewShotClassifier.load(find_checkpoint(arguments.model), arguments.steps)
     examples, labels = support_pictures(arguments.support)
     queries = query_pictures(arguments.query)
     probabilities = classifier.fit(examples, labels).predict_proba(queries)

@@ -36,6 +36,7 @@ def main() -> None:
         const="",
         help="go on with the run in RUN_DIR (default: --run_dir), without --config as it was configured",
     )
+    commands.add_version_option(parser)
     arguments = parser.parse_args()
     named = arguments.save_to or arguments.config
     run_dir = arguments.resume or arguments.run_dir or (f"runs/{Path(named).stem}" if named else None)

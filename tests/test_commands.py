@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from maml_l2l import commands
+from maml_l2l import __version__, commands
 from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from tests.commands import ROOT, assert_user_error, launch, run
 from tests.test_training import TINY
@@ -32,6 +32,20 @@ def test_help_does_not_import_torch(command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "False False"
     assert "usage: python -m maml_l2l." + command in done.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "download"])
+def test_every_command_tells_its_version(command):
+    done = run(f"maml_l2l.{command}", "--version")
+    assert (done.returncode, done.stdout) == (0, f"maml_l2l {__version__}\n"), done.stderr
+
+
+@pytest.mark.parametrize("command", [["eval"], ["predict", "--support", "x", "--query", "x"], ["train", "--set"]])
+def test_a_checkpoint_may_be_named_and_a_wrong_name_is_a_user_error(command, glyphs_root, tmp_path):
+    settings = f"model.pretrained=omniglot_9w9s data.name=glyphs data.alphabets=3 data.root={glyphs_root}".split()
+    options = [*settings, "--run_dir", tmp_path] if command[0] == "train" else ["--model", "omniglot_9w9s"]
+    done = run(f"maml_l2l.{command[0]}", *command[1:], *options)
+    assert_user_error(done, "there is no pretrained network omniglot_9w9s. Give the path of a .pth file, or one of the")
 
 
 def test_training_prints_validations_and_the_next_command_and_no_notice_of_gym(trained):

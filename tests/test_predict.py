@@ -134,6 +134,18 @@ def test_the_picture_shows_what_stays_readable_and_counts_the_rest(tmp_path):
     assert drawing.count("<image") == 56
 
 
+def test_classes_of_one_picture_each_stand_side_by_side(tmp_path):
+    pixels = torch.zeros((9, 1, 8, 8), dtype=torch.uint8)
+    labels, found = [f"class{i}" for i in range(9)], [{"class": "class0", "probability": 1.0, "runners_up": []}]
+    for name, support in (("one.svg", labels), ("two.svg", [*labels[:8], "class0"])):
+        plots.plot_predictions(pixels, support, pixels[:1], found, tmp_path / name)
+    one, two = ((tmp_path / name).read_text() for name in ("one.svg", "two.svg"))
+    height = [float(re.search(r'height="([\d.]+)pt"', drawing)[1]) for drawing in (one, two)]
+    assert height[0] < 0.6 * height[1]
+    assert [one.count(f"<!-- class{i} -->") for i in range(9)] == [1] * 9
+    assert one.count("<image") == 10
+
+
 def test_the_example_in_the_readme_runs_as_it_stands(trained, pictures, tmp_path, monkeypatch):
     example = next(
         block

@@ -1,26 +1,29 @@
-"""The checkpoints in `pretrained/` are what their cards say, and every figure of the table is of a recorded run."""
+"""The checkpoints in `pretrained/` are found by name, hold what their cards say and reach what these state."""
 
-import dataclasses
 import json
 import math
-import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
-from benchmarks import omniglot, omniglot_report
-from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from maml_l2l.config import load_experiment, parse_experiment, with_overrides
+from benchmarks import model_cards, omniglot_runs
+from maml_l2l import pretrained
+from maml_l2l.checkpoints.checkpoint import load_checkpoint
+from maml_l2l.config import with_overrides
 from maml_l2l.experiments.evaluation import evaluate_checkpoint
-from maml_l2l.experiments.training import train
+from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system.errors import UserError
-from tests.test_training import TINY
 
-RUNS = omniglot_report.load_results()
-PRETRAINED = omniglot_report.published_checkpoints(RUNS)
-TASKS = {"batch": 200, "support": 60}
+ROOT, RUNS = omniglot_runs.ROOT, omniglot_runs.load_runs()
+NETWORKS = omniglot_runs.published_networks(RUNS)
+SERVED = [(path, run) for path, measured in NETWORKS.items() for run in measured]
+TASKS = {"5w1s": 100, "5w5s": 30, "20w1s": 25, "20w5s": 10}
 
 
-@pytest.mark.parametrize("path", PRETRAINED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
 def test_a_published_checkpoint_is_slim_and_names_no_folder_of_ours(path):
     checkpoint = load_checkpoint(path)
     assert path.stat().st_size < 1e6
@@ -28,117 +31,109 @@ def test_a_published_checkpoint_is_slim_and_names_no_folder_of_ours(path):
     assert (checkpoint.experiment.data.root, checkpoint.experiment.data.source) == ("data", None)
     assert (checkpoint.experiment.run.threads, checkpoint.experiment.run.compile) == (None, "auto")
     assert checkpoint.experiment.algorithm.engine == "vectorized"  # the loop suits our CPUs, and no GPU
-    assert checkpoint.experiment.algorithm.order == "second"
-    assert {name: len(classes) for name, classes in checkpoint.split.items()} == {
-        "train": 1100,
-        "val": 100,
-        "test": 423,
-    }
+    sizes = {name: len(classes) for name, classes in checkpoint.split.items()}
+    assert sizes == {"train": 1100, "val": 100, "test": 423}
 
 
-@pytest.mark.parametrize("path", PRETRAINED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
+def test_the_first_run_of_a_published_checkpoint_is_its_training(path):
+    training, checkpoint = NETWORKS[path][0], load_checkpoint(path)
+    assert checkpoint.iteration == training["iteration"] > 0
+    assert checkpoint.experiment.task.model_dump() == omniglot_runs.task_of(training) == training["config"]["task"]
+    assert checkpoint.validation_accuracy == training["val_accuracy"]
+
+
+def test_no_two_published_checkpoints_hold_one_network():
+    weights = {path.stem: load_checkpoint(path).weights["convolutions.0.weight"] for path in NETWORKS}
+    assert len({tuple(values.flatten().tolist()) for values in weights.values()}) == len(weights)
+
+
+@pytest.mark.parametrize(("path", "run"), SERVED, ids=[f"{path.stem}-{run['cell']}" for path, run in SERVED])
 @pytest.mark.parametrize("normalisation", ["batch", "support"])
-def test_a_published_checkpoint_reaches_its_stated_accuracy(path, normalisation, omniglot_root):
-    checkpoint = load_checkpoint(path)
-    steps = checkpoint.experiment.algorithm.inner_steps
-    stated = PRETRAINED[path]["evaluations"][normalisation]
-    overrides = {"data.root": str(omniglot_root), "eval.tasks": TASKS[normalisation], "eval.steps": steps}
+def test_a_published_checkpoint_reaches_its_stated_accuracy(path, run, normalisation, omniglot_root):
+    checkpoint, stated, tasks = load_checkpoint(path), run["evaluations"][normalisation], TASKS[run["cell"]]
+    steps = run["config"]["algorithm"]["inner_steps"]
+    overrides = {f"task.{key}": stated[key] for key in ("ways", "shots", "queries")}
+    overrides |= {"data.root": str(omniglot_root), "eval.tasks": tasks, "eval.steps": steps}
     overrides |= {"algorithm.engine": "loop"}  # the faster one for evaluating large tasks and max-pooling on CPUs
-    experiment = with_overrides(
-        checkpoint.experiment, overrides | {"algorithm.normalisation": normalisation}, origin="the test"
-    )
+    overrides |= {"algorithm.normalisation": normalisation}
+    experiment = with_overrides(checkpoint.experiment, overrides, "the test")
     found = evaluate_checkpoint(checkpoint, experiment, "test").mean()[steps]
     accuracy = stated["accuracy"][str(steps)]
     deviation = accuracy["ci95"] / 1.96 * math.sqrt(stated["tasks"])  # of one task
-    assert abs(found - accuracy["mean"]) < 4 * deviation * math.sqrt(1 / TASKS[normalisation] - 1 / stated["tasks"])
+    assert abs(found - accuracy["mean"]) < 4 * deviation * math.sqrt(1 / tasks - 1 / stated["tasks"])
 
 
-def test_results_and_model_cards_hold_the_recorded_figures():
-    for path, text in omniglot_report.documents().items():
-        assert path.read_text() == text, f"{path.name} is outdated: python -m benchmarks.omniglot report"
+@pytest.mark.parametrize("cell", omniglot_runs.CELLS)
+def test_the_name_of_a_task_finds_the_network_that_serves_it_best(cell):
+    path = find_checkpoint(f"omniglot_{cell}")
+    scores = {other: run["val_accuracy"] for other, run in SERVED if (run["cell"], run["order"]) == (cell, "second")}
+    assert scores[path] == max(scores.values())
+    load_checkpoint(path).check_ways(omniglot_runs.task_sizes(cell)["task.ways"])
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run['cell']}-{run['order']}-{run['seed']}")
-def test_the_header_of_a_config_states_its_recorded_accuracy(run):
-    config = (omniglot_report.ROOT / "configs" / f"omniglot_{run['cell']}.yaml").read_text()
-    assert omniglot_report.figure(run) in config[: config.index("\ndata:")]
+@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
+def test_a_file_is_found_by_its_name_too(path):
+    assert find_checkpoint(path.stem) == path
 
 
-@pytest.mark.parametrize("run", PRETRAINED.values(), ids=lambda run: run["cell"])
-def test_the_readme_states_the_accuracy_and_training_of_a_published_checkpoint(run):
-    row = f"| {omniglot_report.figure(run)} | {omniglot_report.trained(run)} | [omniglot_{run['cell']}.pth]"
-    assert row in (omniglot_report.ROOT / "README.md").read_text()
+@pytest.mark.parametrize("given", ["runs/x/best.pth", "none.pth", "./omniglot_5w1s", ROOT / "omniglot_5w1s"])
+def test_a_path_comes_back_as_it_is(given):
+    assert find_checkpoint(given) == Path(given)
 
 
-@pytest.fixture
-def recorded(tmp_path, monkeypatch):
-    """An empty folder in place of the recorded runs, and one in place of the published checkpoints."""
-    monkeypatch.setattr(omniglot_report, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(omniglot_report, "PRETRAINED", tmp_path / "pretrained")
-    return tmp_path
+def test_a_file_in_the_working_folder_comes_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "omniglot_5w1s").write_text("mine")
+    assert not find_checkpoint("omniglot_5w1s").is_absolute()
 
 
-def test_a_finished_run_is_recorded_published_and_reported(glyphs_root, recorded):
-    tiny = [*TINY, "task.ways=5", "eval.tasks=6", "eval.steps=2", "algorithm.learn_inner_lr=true"]
-    experiment = load_experiment(None, [*tiny, f"data.root={glyphs_root}"])
-    train(experiment, recorded / "run")
-    omniglot.record(recorded / "run", publish=True)
-    (run,) = omniglot_report.load_results()
-    command = omniglot_report.training_command(run)
-    assert command.startswith("python -m maml_l2l.train --config configs/omniglot_5w1s.yaml --run_dir ")
-    assert " --run_dir runs/5w1s_second_seed0 --set data.name=glyphs " in command
-    again = load_experiment(omniglot_report.ROOT / "configs/omniglot_5w1s.yaml", command.split(" --set ")[1].split())
-    local = {"data.root": str(glyphs_root), "run.device": "cpu", "train.checkpoint_every": 4}
-    assert with_overrides(again, local, "the test") == experiment
-    best = load_checkpoint(recorded / "run" / "best.pth")
-    expected = evaluate_checkpoint(best, experiment, "test")
-    found = [run["evaluations"]["batch"]["accuracy"][str(step)]["mean"] for step in range(3)]
-    assert found == pytest.approx(expected.mean())
-    assert list(omniglot_report.published_checkpoints([run])) == [recorded / "pretrained" / "omniglot_5w1s.pth"]
-    assert f"{expected.mean()[1]:.2f} +- {expected.ci95()[1]:.2f}" in omniglot_report.results_markdown([run], [])
-    assert f"{expected.mean()[2]:.2f} +- {expected.ci95()[2]:.2f}" in omniglot_report.model_card(run)
-    omniglot_report.plot([run], json.loads(omniglot_report.PUBLISHED.read_text()), recorded / "x.png")
-    with pytest.raises(UserError, match=r"5w1s_second_seed0.json holds the figures of such a run already, and test"):
-        omniglot.record(recorded / "run", publish=False)
+def test_an_unknown_name_is_refused_with_the_names_there_are(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match=r"no pretrained network omniglot_9w9s\. Give the path .* omniglot_5w1s, "):
+        find_checkpoint("omniglot_9w9s")
+    monkeypatch.setattr(pretrained, "_FOLDERS", (tmp_path,))
+    with pytest.raises(UserError, match=r"one of these names: none, as this installation came without them\.$"):
+        find_checkpoint("omniglot_5w1s")
 
 
-def test_a_run_that_starts_from_another_is_recorded_beside_one_that_does_not(glyphs_root, recorded):
-    tiny = [*TINY, "task.ways=5", "eval.tasks=2", "eval.steps=1", f"data.root={glyphs_root}"]
-    train(load_experiment(None, tiny), recorded / "run")
-    train(load_experiment(None, [*tiny, f"model.pretrained={recorded / 'run' / 'best.pth'}"]), recorded / "second")
-    shutil.copy(recorded / "run" / "best.pth", recorded / "omniglot_5w1s.pth")
-    train(load_experiment(None, [*tiny, f"model.pretrained={recorded / 'omniglot_5w1s.pth'}"]), recorded / "third")
-    for name in ("run", "second", "third"):
-        omniglot.record(recorded / name, publish=False)
-    starts = ("", "_from_omniglot_5w1s", "_from_run")
-    names = [f"5w1s_second_seed0{start}.json" for start in starts]
-    assert sorted(path.name for path in (recorded / "results").iterdir()) == names
-    text = omniglot_report.results_markdown(omniglot_report.load_results(), [])
-    assert all(f"| 5w1s, second order, seed 0{start} " in text for start in ("", ", from run", ", from 5w1s"))
+def test_names_are_found_without_torch():
+    code = "import sys\nfrom maml_l2l.pretrained import find_checkpoint\nfind_checkpoint('omniglot_5w1s')\n"
+    done = subprocess.run([sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, cwd=ROOT)
+    assert done.stdout.strip() == b"False", done.stderr
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run['cell']}-{run['order']}-{run['seed']}")
-def test_the_stated_command_has_the_config_of_the_recorded_run(run):
-    _, _, options = omniglot_report.training_command(run).partition(" --config ")
-    config, _, options = options.partition(" --run_dir ")
-    name, _, settings = options.partition(" --set ")
-    assert (omniglot_report.RESULTS / f"{name.removeprefix('runs/')}.json").exists()
-    stated = load_experiment(omniglot_report.ROOT / config, settings.split())
-    found = parse_experiment(run["config"], "the run")
-    local = {key: getattr(getattr(found, key.split(".")[0]), key.split(".")[1]) for key in omniglot_report.LOCAL}
-    assert with_overrides(stated, local, "the test") == found
+def test_a_wheel_carries_the_networks_and_every_package(tmp_path):
+    pytest.importorskip("setuptools")
+    options = ["--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
+    source = tmp_path / "source"
+    # a copy, as a build leaves files beside its sources
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if files.returncode:
+        pytest.skip("this is not a git checkout")
+    for name in files.stdout.splitlines():
+        if name.startswith(("maml_l2l/", "pretrained/", "setup", "README", "pyproject", "LICENSE")):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / name).exists():
+                (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    code = "from maml_l2l.pretrained import pretrained_files as f\nprint(*(str(p) for p in f().values()), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "installed", capture_output=True, text=True)
+    found = done.stdout.splitlines()
+    assert len(found) == len(pretrained.pretrained_files()), done.stderr
+    assert all(path.startswith(str(tmp_path / "installed" / "maml_l2l")) for path in found)
+    modules = {path.relative_to(ROOT) for path in (ROOT / "maml_l2l").rglob("*.py")}
+    installed = {path.relative_to(tmp_path / "installed") for path in (tmp_path / "installed").rglob("*.py")}
+    assert installed == modules
 
 
-def test_the_stated_command_starts_as_many_processes_as_the_run_had():
-    session = RUNS[0]["sessions"][-1]
-    command = omniglot_report.training_command(RUNS[0] | {"sessions": [session | {"processes": 2}]})
-    one = omniglot_report.training_command(RUNS[0] | {"sessions": [session | {"processes": 1}]})
-    assert command == one.replace("python -m", "torchrun --nproc_per_node=2 -m", 1) != one
+def test_a_card_starts_with_what_the_network_was_trained_on():
+    for path, measured in NETWORKS.items():
+        first = path.with_suffix(".md").read_text(encoding="utf-8").splitlines()[2]
+        assert first.startswith(f"MAML trained on {omniglot_runs.CELLS[measured[0]['cell']]} tasks of Omniglot")
+        assert all(omniglot_runs.CELLS[run["cell"]] in first for run in measured)
 
 
-def test_an_unfinished_run_is_not_recorded(glyphs_root, recorded):
-    train(load_experiment(None, [*TINY, f"data.root={glyphs_root}"]), recorded / "run")
-    last = load_checkpoint(recorded / "run" / "last.pth")
-    save_checkpoint(dataclasses.replace(last, iteration=5), recorded / "run" / "last.pth")
-    with pytest.raises(UserError, match=r"run has done 5 of 6 meta-iterations. Finish it first: .* --resume"):
-        omniglot.record(recorded / "run", publish=False)
+def test_the_names_are_those_of_the_recorded_runs():
+    assert json.loads((omniglot_runs.PRETRAINED / "names.json").read_text()) == model_cards.names(RUNS)

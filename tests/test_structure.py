@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "maml_l2l"
 ROOMS = [
     ["__init__"],
     ["system"],
-    ["config"],
+    ["config", "pretrained"],
     ["data"],
     ["tasks"],
     ["backbones"],

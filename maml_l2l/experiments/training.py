@@ -20,6 +20,7 @@ from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.experiments.evaluation import evaluate
 from maml_l2l.experiments.run_folder import NoRunFolder, RunFolder, refuse_used_folder, saved_state, started_by
+from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, drawing_workers, find_device
 from maml_l2l.system.errors import UserError
@@ -209,7 +210,7 @@ def _beginning(experiment: Experiment, run_dir: Path, resume: bool) -> tuple[Che
         refuse_used_folder(run_dir)
     saved = saved_state(run_dir, experiment) if resume else None
     path = experiment.model.pretrained
-    return saved, load_checkpoint(path) if saved is None and path is not None else None
+    return saved, load_checkpoint(find_checkpoint(path)) if saved is None and path is not None else None
 
 
 def _resume_command(run_dir: Path, save_to: Path | None) -> str:

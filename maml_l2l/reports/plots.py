@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -39,8 +40,9 @@ def plot_evaluation(evaluation: Evaluation, path: str | Path, title: str) -> Non
 def plot_predictions(
     support: torch.Tensor, labels: list[str], queries: torch.Tensor, predictions: list[dict], path: str | Path
 ) -> None:
-    """The support set, a row for each class, above the queries and their classes, all as the network sees them.
+    """The support set above the queries and their classes, all as the network sees them.
 
+    Each class has a row; where each has one picture, they stand side by side.
     support: (n, C, H, W) uint8, with n class names.  queries: (m, C, H, W) uint8, the first pictures of `predictions`.
     What is more than stays readable is left out, and counted.
     """
@@ -48,20 +50,24 @@ def plot_predictions(
 
     names = sorted(set(labels))[:_DRAWN_CLASSES]
     shown = {name: support[[label == name for label in labels]][:_COLUMNS] for name in names}
-    rows, query_rows = len(shown), math.ceil(len(queries) / _COLUMNS)
-    figure = Figure(figsize=(1.2 * _COLUMNS + 1, 1.1 * rows + 1.4 * query_rows + 1), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.1 * rows + 0.5, 1.4 * query_rows + 0.5])
     drawn = sum(map(len, shown.values()))
+    one_each = drawn == len(names)
+    rows, query_rows = (math.ceil(count / _COLUMNS) for count in (drawn, len(queries)))
+    heights = [1.25 * rows if one_each else 1.1 * len(names), 1.4 * query_rows]
+    figure = Figure(figsize=(1.2 * _COLUMNS + 1, sum(heights) + 1), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[height + 0.5 for height in heights])
     upper.suptitle(_shown("support set, as the network sees it", drawn, len(support)))
     lower.suptitle(_shown("queries and their predictions", len(queries), len(predictions)))
-    for row, (name, pictures) in zip(upper.subplots(rows, _COLUMNS, squeeze=False), shown.items(), strict=True):
-        row[0].set_ylabel(_shortened(name), rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
-        _draw(row, pictures)
-    axes = lower.subplots(query_rows, _COLUMNS, squeeze=False).ravel()
-    for place, found in zip(axes, predictions[: len(queries)], strict=False):
-        title = f"{_shortened(found['class'])}\n{100 * found['probability']:.1f} %"
-        place.set_title(title, fontsize=9, parse_math=False)
-    _draw(axes, queries)
+    if one_each:
+        pictures = [picture for (picture,) in shown.values()]
+        _draw_titled(upper.subplots(rows, _COLUMNS, squeeze=False).ravel(), pictures, map(_shortened, names))
+    else:
+        places = upper.subplots(len(names), _COLUMNS, squeeze=False)
+        for row, (name, pictures) in zip(places, shown.items(), strict=True):
+            row[0].set_ylabel(_shortened(name), rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
+            _draw(row, pictures)
+    titles = (f"{_shortened(found['class'])}\n{100 * found['probability']:.1f} %" for found in predictions)
+    _draw_titled(lower.subplots(query_rows, _COLUMNS, squeeze=False).ravel(), queries, titles)
     _save_figure(figure, Path(path))
 
 
@@ -73,13 +79,19 @@ def _shortened(name: str) -> str:
     return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"
 
 
-def _draw(places, pictures: torch.Tensor) -> None:
+def _draw(places, pictures: Sequence[torch.Tensor] | torch.Tensor) -> None:
     """Each picture in its place, and nothing in the places that are left."""
     for place in places:
         place.set(xticks=[], yticks=[])
         place.spines[:].set_visible(False)
     for place, picture in zip(places, pictures, strict=False):
         place.imshow(picture.movedim(0, -1), cmap="gray", vmin=0, vmax=255)
+
+
+def _draw_titled(places, pictures: Sequence[torch.Tensor] | torch.Tensor, titles: Iterable[str]) -> None:
+    for place, _, title in zip(places, pictures, titles, strict=False):
+        place.set_title(title, fontsize=9, parse_math=False)
+    _draw(places, pictures)
 
 
 def plot_curves(metrics: Path, path: Path, title: str) -> None:

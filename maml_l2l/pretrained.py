@@ -1,0 +1,42 @@
+"""The pretrained networks by name, without PyTorch: where their files are, in a checkout or in an installed wheel."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from maml_l2l.system.errors import UserError
+
+# `pretrained/` of the checkout, which a wheel carries inside the package; setup.py puts it there.
+_FOLDERS = (Path(__file__).parent / "pretrained_networks", Path(__file__).parents[1] / "pretrained")
+_NAMES = "names.json"
+
+
+def find_checkpoint(name_or_path: str | Path) -> Path:
+    """The file of a checkpoint that is given by its path or by the name of a pretrained network.
+
+    A word of letters, digits, `_` and `-` that no file in the working folder has is a name: that of a task such as
+    `omniglot_5w1s`, which stands for the network that serves it best, or that of a file in `pretrained/` without its
+    ending. Everything else is a path and comes back as it is, whether a file is there or not. For example,
+    `find_checkpoint("omniglot_5w1s")`. Raises `UserError`, with the names that there are, where a name is none.
+    """
+    path = Path(name_or_path)
+    if isinstance(name_or_path, Path) or not re.fullmatch(r"[\w-]+", name_or_path) or path.is_file():
+        return path
+    files = pretrained_files()
+    if name_or_path not in files:
+        raise UserError(
+            f"there is no pretrained network {name_or_path}. Give the path of a .pth file, or one of these names: "
+            f"{', '.join(files) or 'none, as this installation came without them'}."
+        )
+    return files[name_or_path]
+
+
+def pretrained_files() -> dict[str, Path]:
+    """Each name of a pretrained network with its file; empty where the installation came without them."""
+    folder = next((folder for folder in _FOLDERS if (folder / _NAMES).is_file()), None)
+    if folder is None:
+        return {}
+    tasks = {name: folder / file for name, file in json.loads((folder / _NAMES).read_text()).items()}
+    return tasks | {path.stem: path for path in sorted(folder.glob("*.pth"))}

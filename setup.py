@@ -1,0 +1,9 @@
+"""Which packages there are; all the rest stands in setup.cfg, where `find:` can name no further package."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["maml_l2l*"]), "maml_l2l.pretrained_networks"],
+    package_dir={"maml_l2l.pretrained_networks": "pretrained"},
+    package_data={"maml_l2l.pretrained_networks": ["*.pth", "names.json"]},
+)

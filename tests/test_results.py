@@ -1,0 +1,173 @@
+"""Every figure of RESULTS.md, the configs and the cards is of a recorded run, and its command trains that network."""
+
+import csv
+import dataclasses
+import json
+import re
+import shutil
+
+import pytest
+
+from benchmarks import model_cards, omniglot, omniglot_report, omniglot_runs
+from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from maml_l2l.config import load_experiment, parse_experiment, with_overrides
+from maml_l2l.experiments.evaluation import evaluate_checkpoint
+from maml_l2l.experiments.training import train
+from maml_l2l.system.errors import UserError
+from tests.test_training import TINY
+
+ROOT, RUNS = omniglot_runs.ROOT, omniglot_runs.load_runs()
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_results_and_cards_hold_the_recorded_figures():
+    for path, text in omniglot_report.documents().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: python -m benchmarks.omniglot report"
+
+
+def test_the_page_of_results_is_short_and_has_the_best_run_of_each_cell_and_order():
+    text = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 80
+    for cell, name in omniglot_runs.CELLS.items():
+        for order in ("second", "first"):
+            runs = [run for run in RUNS if (run["cell"], run["order"]) == (cell, order)]
+            best = max(runs, key=lambda run: run["val_accuracy"])
+            batch, support = (
+                found["accuracy"][str(best["config"]["algorithm"]["inner_steps"])]
+                for found in (best["evaluations"]["batch"], best["evaluations"]["support"])
+            )
+            figures = " | ".join(f"{found['mean']:.2f} ± {found['ci95']:.2f}" for found in (batch, support))
+            row = rf"\| {name} +\| {order} order +\| {re.escape(figures)} \|"
+            assert re.search(row, text), (cell, order)
+
+
+def test_the_csv_has_a_row_per_run_and_cell_and_its_file():
+    with open(ROOT / "RESULTS.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({(row["run"], row["ways"], row["shots"], row["protocol"]) for row in rows}) == len(rows) == len(RUNS)
+    assert {row["run"] for row in rows} == {path.stem for path in omniglot_runs.run_files()}
+    for row in rows:
+        recorded = json.loads((omniglot_runs.RESULTS / f"{row['run']}.json").read_text())
+        stated = recorded["evaluations"]["batch"]["accuracy"][row["inner_steps"]]["mean"]
+        assert abs(float(row["transductive_mean"]) - stated) < 1e-3
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_header_of_a_config_is_short_and_says_how_to_launch_it(path):
+    header = re.match(r"(#.*\n)*", path.read_text(encoding="utf-8"))[0].splitlines()
+    assert len(header) <= 5
+    launch = next(line for line in header if "# Launch: " in line)
+    assert f"python -m maml_l2l.train --config configs/{path.name}" in launch
+    load_experiment(path, re.findall(r"[a-z_]+\.[a-z_]+=\S+", launch.replace(")", " ")))
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "quickstart"], ids=lambda path: path.stem)
+def test_the_header_of_a_config_states_what_its_own_run_reached(path):
+    header = path.read_text(encoding="utf-8").partition("\ndata:")[0]
+    commands = {omniglot_runs.training_command(run): run for run in RUNS}
+    as_it_is = re.compile(rf"{path.name} --run_dir \S+( --set( run\.\S+)+)?$")
+    plain = [run for line, run in commands.items() if as_it_is.search(line)]
+    stated = [run for run in plain if f"Expect: {omniglot_runs.figure(run)} % on 1,000 test tasks" in header]
+    assert len(stated) == 1
+    assert omniglot_runs.duration(stated[0]["seconds"]) in header
+    seed = re.search(r"run\.seed=(\d)", header)
+    assert int(seed[1] if seed else 0) == stated[0]["seed"]
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """An empty folder in place of the recorded runs, and one in place of the published checkpoints."""
+    monkeypatch.setattr(omniglot_runs, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(omniglot_runs, "PRETRAINED", tmp_path / "pretrained")
+    return tmp_path
+
+
+def test_a_finished_run_is_recorded_published_and_reported(glyphs_root, recorded):
+    tiny = [*TINY, "task.ways=5", "eval.tasks=6", "eval.steps=2", "algorithm.learn_inner_lr=true"]
+    experiment = load_experiment(None, [*tiny, f"data.root={glyphs_root}"])
+    train(experiment, recorded / "run")
+    omniglot.record(recorded / "run", publish="tiny", also=["5w5s"])
+    run, other = runs = omniglot_runs.load_runs()
+    command = run["command"]
+    assert command.startswith("python -m maml_l2l.train --config configs/omniglot_5w1s.yaml --run_dir ")
+    assert " --run_dir runs/5w1s_second_seed0 --set data.name=glyphs " in command
+    again = load_experiment(ROOT / "configs/omniglot_5w1s.yaml", command.split(" --set ")[1].split())
+    local = {"data.root": str(glyphs_root), "run.device": "cpu", "train.checkpoint_every": 4}
+    assert with_overrides(again, local, "the test") == experiment
+
+    best = load_checkpoint(recorded / "run" / "best.pth")
+    expected = evaluate_checkpoint(best, experiment, "test")
+    found = [run["evaluations"]["batch"]["accuracy"][str(step)]["mean"] for step in range(3)]
+    assert found == pytest.approx(expected.mean())
+    larger = with_overrides(experiment, {"task.shots": 5, "task.queries": 5}, "the test")
+    larger_expected = evaluate_checkpoint(best, larger, "test")
+    assert other["evaluations"]["batch"]["accuracy"]["1"]["mean"] == pytest.approx(larger_expected.mean()[1])
+
+    validated = with_overrides(larger, {"eval.tasks": larger.train.validate_tasks}, "the test")
+    assert other["val_accuracy"] == pytest.approx(evaluate_checkpoint(best, validated, "val").mean()[1])
+
+    path = recorded / "pretrained" / "tiny.pth"
+    assert omniglot_runs.published_networks(runs) == {path: [run, other]}
+    texts = model_cards.documents(runs)
+    assert json.loads(texts[path.parent / "names.json"]) == {"omniglot_5w1s": "tiny.pth", "omniglot_5w5s": "tiny.pth"}
+    stated = {step: f"{expected.mean()[step]:.2f} ± {expected.ci95()[step]:.2f}" for step in (1, 2)}
+    assert stated[1] in omniglot_report.results_page(runs, []) and stated[1] in texts[path.with_suffix(".md")]
+    assert f"{stated[2]} (2 steps)" in texts[path.with_suffix(".md")]
+    assert "also serve 5-way 5-shot tasks" in texts[path.with_suffix(".md")]
+    assert [row.split(",")[:3] for row in omniglot_report.results_csv(runs).splitlines()[1:]] == [
+        ["5w1s_second_seed0", "5", "1"],
+        ["5w1s_second_seed0", "5", "5"],
+    ]
+    omniglot_report.plot(runs, json.loads(omniglot_report.PUBLISHED.read_text()), recorded / "x.png")
+    with pytest.raises(UserError, match=r"5w1s_second_seed0.json holds the figures of such a run already, and test"):
+        omniglot.record(recorded / "run")
+
+
+def test_a_run_that_starts_from_another_is_recorded_beside_one_that_does_not(glyphs_root, recorded):
+    tiny = [*TINY, "task.ways=5", "eval.tasks=2", "eval.steps=1", f"data.root={glyphs_root}"]
+    first = recorded / "runs" / "5w1s_second_seed0"
+    train(load_experiment(None, tiny), first)
+    train(load_experiment(None, [*tiny, f"model.pretrained={first / 'best.pth'}"]), recorded / "second")
+    shutil.copy(first / "best.pth", recorded / "mine.pth")
+    train(load_experiment(None, [*tiny, f"model.pretrained={recorded / 'mine.pth'}"]), recorded / "third")
+    for folder in (first, recorded / "second", recorded / "third"):
+        omniglot.record(folder)
+    starts = ("", "_from_5w1s_second_seed0", "_from_mine")
+    names = [f"5w1s_second_seed0{start}" for start in starts]
+    assert sorted(path.stem for path in omniglot_runs.run_files()) == names
+    runs = {omniglot_runs.run_name(run): run for run in omniglot_runs.load_runs()}
+    found = [omniglot_runs.start_run(runs[name], list(runs.values())) for name in names]
+    assert found == [None, runs[names[0]], None]  # nothing recorded has the file of the third
+    assert omniglot_runs.seconds_before(runs[names[1]], list(runs.values())) == runs[names[0]]["seconds"]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: omniglot_runs.run_name(run))
+def test_the_stated_command_has_the_config_of_the_recorded_run(run):
+    _, _, options = run["command"].partition(" --config ")
+    config, _, options = options.partition(" --run_dir ")
+    name, _, settings = options.partition(" --set ")
+    assert (omniglot_runs.RESULTS / f"{name.removeprefix('runs/')}.json").exists()
+    stated = load_experiment(ROOT / config, settings.split())
+    found = parse_experiment(run["config"], "the run")
+    local = {key: getattr(getattr(found, key.split(".")[0]), key.split(".")[1]) for key in omniglot_runs.LOCAL}
+    assert with_overrides(stated, local, "the test") == found
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: omniglot_runs.run_name(run))
+def test_what_a_run_started_from_is_recorded_too(run):
+    assert (omniglot_runs.start(run) is None) == (omniglot_runs.start_run(run, RUNS) is None)
+
+
+def test_the_stated_command_starts_as_many_processes_as_the_run_had():
+    session = RUNS[0]["sessions"][-1]
+    command = omniglot_runs.training_command(RUNS[0] | {"sessions": [session | {"processes": 2}]})
+    one = omniglot_runs.training_command(RUNS[0] | {"sessions": [session | {"processes": 1}]})
+    assert command == one.replace("python -m", "torchrun --nproc_per_node=2 -m", 1) != one
+
+
+def test_an_unfinished_run_is_not_recorded(glyphs_root, recorded):
+    train(load_experiment(None, [*TINY, f"data.root={glyphs_root}"]), recorded / "run")
+    last = load_checkpoint(recorded / "run" / "last.pth")
+    save_checkpoint(dataclasses.replace(last, iteration=5), recorded / "run" / "last.pth")
+    with pytest.raises(UserError, match=r"run has done 5 of 6 meta-iterations. Finish it first: .* --resume"):
+        omniglot.record(recorded / "run")
