@@ -60,6 +60,8 @@ def checked_contents(content: dict, kind: type, origin: str) -> dict[str, Any]:
         checked["inner_lrs"] = _finite_tensors(given, learned, "checkpoint").get("inner_lrs")
         if checked["optimizer"] is not None:
             checked["optimizer"] = _checked_adam(checked["optimizer"], [*learned.values(), *parameters])
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{origin} is not a valid checkpoint: {error}. Use another one.") from None
     return checked | {"backbone": backbone, "config": experiment.model_dump()}
