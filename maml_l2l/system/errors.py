@@ -1,4 +1,4 @@
-"""What a user's mistake or a user's machine raises: `UserError`, and the kinds of it that callers know by other names."""
+"""What a mistake of the user or a failing machine raises: `UserError`, and kinds of it that have other names, too."""
 
 from __future__ import annotations
 
