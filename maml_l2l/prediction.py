@@ -94,7 +94,8 @@ class FewShotClassifier:
         """queries: (N, C, H, W) uint8 -> (N, len(classes_)) of the network adapted to the support set."""
         support, labels = self._support
         unknown = torch.full((1, len(queries)), -1)
-        task = TaskBatch(support[None] / 255, labels[None], queries[None] / 255, unknown, len(self.classes_))
+        tensors = support[None] / 255, labels[None], queries[None] / 255, unknown
+        task = TaskBatch(*tensors, len(self.classes_), check=False)
         return self._learner.adapt_and_score(task.to(self._device), [self.steps], normalisation="support")[0, 0]
 
 

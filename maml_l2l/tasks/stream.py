@@ -92,6 +92,7 @@ class TaskStream:
             query.flatten(1, 2),
             labels.repeat_interleave(self.queries).expand(len(pixels), -1),
             self.ways,
+            check=False,
         )
 
     def _task(self, index: int) -> torch.Tensor:
