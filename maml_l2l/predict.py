@@ -32,7 +32,7 @@ def main() -> None:
     from maml_l2l.reports import plots, tables
     from maml_l2l.system.files import write_json
 
-    classifier = FewShotClassifier.load(find_checkpoint(arguments.model), arguments.steps)
+    classifier = FewShotClassifier(find_checkpoint(arguments.model), arguments.steps)
     examples, labels = support_pictures(arguments.support)
     queries = query_pictures(arguments.query)
     probabilities = classifier.fit(examples, labels).predict_proba(queries)

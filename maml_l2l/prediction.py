@@ -2,100 +2,165 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import reprlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from maml_l2l.checkpoints import checkpoint as checkpoints
+from maml_l2l.checkpoints.checkpoint import Checkpoint
 from maml_l2l.config import Data, with_overrides
 from maml_l2l.data.pictures import picture_pixels, read_picture
 from maml_l2l.system.device import find_device
-from maml_l2l.system.errors import UserError
+from maml_l2l.system.errors import UserError, not_fitted
 from maml_l2l.tasks.batch import TaskBatch
 
 _QUERIES_AT_ONCE = 200
 
 
 class FewShotClassifier:
-    """A trained network that learns new classes from a few labelled pictures, in the manner of scikit-learn.
+    """A trained network that learns new classes from a few labelled pictures: an estimator as scikit-learn has them.
 
-    A picture is the path of an image file, a PIL image, a NumPy array (H, W) or (H, W, 3), or a tensor (1, H, W) or
-    (3, H, W); of any size, in uint8 from 0 to 255 or in floats from 0 to 1. It is given as a person sees it, so with
-    dark ink on light paper where Omniglot or glyphs trained the network, and preprocessed as the training data were.
+    It works without scikit-learn, and where that is installed with its `clone`, `Pipeline`, `cross_val_score`,
+    `GridSearchCV` (over `steps`, `checkpoint`) and `CalibratedClassifierCV`.
+
+    X is a list of pictures, an object array of them, or one array (N, H, W) or (N, H, W, 3) or tensor (N, 1, H, W) or
+    (N, 3, H, W). A picture is the path of an image file, a PIL image, a NumPy array (H, W) or (H, W, 3), or a tensor
+    (1, H, W) or (3, H, W); of any size, in uint8 from 0 to 255 or in floats from 0 to 1. It is given as a person sees
+    it, so with dark ink on light paper where Omniglot or glyphs trained the network, and preprocessed as the training
+    data were. Pictures are no rows of features: there is no `n_features_in_`, and a 2-D array is refused.
 
     Queries are normalised with the statistics of the pictures given to `fit` (`algorithm.normalisation: support`), so a
-    prediction does not depend on what else is asked. Every mistake raises `UserError`.
+    prediction does not depend on what else is asked. Every mistake raises `UserError`, which is a `ValueError`.
+
+    >>> import maml_l2l, numpy as np
+    >>> stroke, ring = np.full((2, 105, 105), 255, np.uint8)
+    >>> stroke[20:85, 50:55] = 0
+    >>> ring[30:75, 30:75], ring[35:70, 35:70] = 0, 255
+    >>> classifier = maml_l2l.FewShotClassifier("omniglot_5w1s").fit([stroke, ring], ["stroke", "ring"])
+    >>> classifier.predict([ring[::-1, 5:]]).tolist()
+    ['ring']
     """
 
     classes_: np.ndarray
     """After `fit`: the different labels, sorted, in the order of `predict_proba`'s columns."""
 
-    def __init__(self, checkpoint: Checkpoint, steps: int | None = None):
-        """`steps`: gradient steps that adapt the network; None: as many as in training."""
-        overrides = {"algorithm.inner_steps": steps}
-        experiment = with_overrides(checkpoint.experiment, overrides, origin="the steps of the prediction")
-        self.steps, self._data = experiment.algorithm.inner_steps, experiment.data
-        self._device = find_device()  # the checkpoint's is of the machine that trained it
-        self._checkpoint, self._learner = checkpoint, checkpoint.learner().to(self._device)
-        self._support: tuple[torch.Tensor, torch.Tensor] | None = None
+    steps_: int
+    """After `fit`: the gradient steps that adapt the network."""
 
-    @classmethod
-    def load(cls, path: str | Path, steps: int | None = None) -> FewShotClassifier:
-        """The classifier of the checkpoint file `path`."""
-        return cls(load_checkpoint(path), steps)
+    _estimator_type = "classifier"  # what scikit-learn before 1.6 asks for
 
-    def fit(self, images: Iterable[Any], labels: Sequence[Any]) -> FewShotClassifier:
-        """Take `images` and their `labels` (strings, integers or whatever sorts) as the support set; return self.
+    def __init__(
+        self,
+        checkpoint: Checkpoint | str | os.PathLike = "omniglot_5w1s",
+        steps: int | None = None,
+        device: str = "auto",
+    ):
+        """Nothing is read or checked before `fit`.
+
+        checkpoint: the name of a pretrained network, the path of a `.pth` file that training wrote, or what
+        `load_checkpoint` returned.  steps: gradient steps that adapt the network; None: as many as in training.
+        device: `auto` (CUDA where there is a GPU), `cpu`, `cuda`, `cuda:1`, ...
+        """
+        self.checkpoint, self.steps, self.device = checkpoint, steps, device
+
+    def fit(self, X: Iterable[Any], y: Sequence[Any]) -> FewShotClassifier:
+        """Take the pictures `X` and their labels `y` (strings, integers or whatever sorts) as support set; return self.
 
         Every class has one picture or more, not necessarily equally many; there are 2 classes up to the head's outputs.
         """
-        classes, indices = _classes_of(labels)
-        support = self.pixels(images)
+        checkpoint = self._loaded_checkpoint()
+        steps = int(self.steps) if isinstance(self.steps, Integral) else self.steps
+        overrides = {"algorithm.inner_steps": steps, "run.device": str(self.device)}
+        experiment = with_overrides(checkpoint.experiment, overrides, origin="the parameters of the prediction")
+        classes, indices = _classes_of(y)
+        support = _pixels_of_all(X, experiment.data)
         if len(support) != len(indices):
             raise UserError(f"there are {len(support)} images and {len(indices)} labels. Give each image one label.")
         if len(classes) < 2:
             raise UserError(f"all labels are {classes.tolist()[0]!r}. Give two classes or more.")
-        self._checkpoint.check_ways(len(classes))
-        self.classes_, self._support = classes, (support, torch.from_numpy(indices))
+        checkpoint.check_ways(len(classes))
+        device = find_device(experiment.run.device)
+        self._learner, self._data = checkpoint.learner().to(device), experiment.data
+        self._support = support.to(device), torch.from_numpy(indices).to(device)
+        self.classes_, self.steps_ = classes, experiment.algorithm.inner_steps
         return self
 
-    def predict(self, images: Iterable[Any]) -> np.ndarray:
+    def predict(self, X: Iterable[Any]) -> np.ndarray:
         """The most probable class of each of N pictures: (N,) entries of `classes_`."""
-        probabilities = self.predict_proba(images)
+        probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(1)]
 
     @torch.no_grad()
-    def predict_proba(self, images: Iterable[Any]) -> np.ndarray:
+    def predict_proba(self, X: Iterable[Any]) -> np.ndarray:
         """The probability of each class for each of N pictures: (N, len(classes_)) float32, rows sum to 1."""
-        if self._support is None:
-            raise UserError("there is nothing to predict from yet. Call fit(images, labels) first.")
-        logits = [self._logits(queries) for queries in self.pixels(images).split(_QUERIES_AT_ONCE)]
+        logits = [self._logits(queries) for queries in self.pixels(X).split(_QUERIES_AT_ONCE)]
         return torch.cat(logits).softmax(1).cpu().numpy()
 
-    def pixels(self, images: Iterable[Any]) -> torch.Tensor:
+    def score(self, X: Iterable[Any], y: Sequence[Any], sample_weight: Sequence[float] | None = None) -> float:
+        """The share of the pictures `X`, or of their weights, that are named as `y` says."""
+        predicted, labels = self.predict(X), np.asarray(y)
+        if labels.shape != predicted.shape:
+            raise UserError(f"y: expected a label for each of {len(predicted)} images, found the shape {labels.shape}.")
+        return float(np.average(predicted == labels, weights=sample_weight))
+
+    def pixels(self, X: Iterable[Any]) -> torch.Tensor:
         """What the network sees of N pictures: (N, C, H, W) uint8."""
-        if isinstance(images, str):
-            raise UserError(f"expected a list of pictures, found the string {images!r}. Put the path into a list.")
-        try:
-            images = list(images)
-        except TypeError:
-            kind = type(images).__name__
-            raise UserError(f"expected a list or an array of pictures, found one {kind}. Put it into a list.") from None
-        if not images:
-            raise UserError("there are no pictures in the list. Give one or more.")
-        return torch.from_numpy(np.stack([_pixels(image, i, self._data) for i, image in enumerate(images)]))
+        if not self.__sklearn_is_fitted__():
+            raise not_fitted("there is nothing to predict from yet. Call fit(X, y) first.")
+        return _pixels_of_all(X, self._data)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's parameters. deep: no difference, as none is an estimator."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **parameters: Any) -> FewShotClassifier:
+        """Set parameters of the constructor, which the next `fit` uses; return self."""
+        known = self.get_params()
+        for name, value in parameters.items():
+            if name not in known:
+                raise UserError(f"there is no parameter {name!r}. The parameters are {', '.join(known)}.")
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={reprlib.repr(value)}" for name, value in self.get_params().items())
+        return f"{type(self).__name__}({given})"
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "classes_")
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags  # it calls this, so it is there
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(two_d_array=False, three_d_array=True, string=True),
+        )
+
+    def _loaded_checkpoint(self) -> Checkpoint:
+        if isinstance(self.checkpoint, Checkpoint):
+            return self.checkpoint
+        if not isinstance(self.checkpoint, (str, os.PathLike)):
+            kind = type(self.checkpoint).__name__
+            raise UserError(f"checkpoint: expected the path of a file, a name or a Checkpoint, found {kind}.")
+        return getattr(checkpoints, "load_pretrained", checkpoints.load_checkpoint)(self.checkpoint)
 
     def _logits(self, queries: torch.Tensor) -> torch.Tensor:
         """queries: (N, C, H, W) uint8 -> (N, len(classes_)) of the network adapted to the support set."""
         support, labels = self._support
-        unknown = torch.full((1, len(queries)), -1)
-        task = TaskBatch(support[None] / 255, labels[None], queries[None] / 255, unknown, len(self.classes_))
-        return self._learner.adapt_and_score(task.to(self._device), [self.steps], normalisation="support")[0, 0]
+        queries, unknown = queries.to(support.device), labels.new_full((1, len(queries)), -1)
+        tensors = support[None] / 255, labels[None], queries[None] / 255, unknown
+        task = TaskBatch(*tensors, len(self.classes_), check=False)
+        return self._learner.adapt_and_score(task, [self.steps_], normalisation="support")[0, 0]
 
 
 def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +173,37 @@ def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     except (TypeError, ValueError) as error:
         found = f"what does not sort ({error})"
     raise UserError(f"labels must be a list of strings or integers, one for each image; found {found}.")
+
+
+def _pixels_of_all(images: Iterable[Any], data: Data) -> torch.Tensor:
+    """(N, C, H, W) uint8."""
+    if isinstance(images, str):
+        raise UserError(f"expected a list of pictures, found the string {images!r}. Put the path into a list.")
+    _check_not_one_picture(images)
+    try:
+        images = list(images)
+    except TypeError:
+        kind = type(images).__name__
+        raise UserError(f"expected a list or an array of pictures, found one {kind}. Put it into a list.") from None
+    if not images:
+        raise UserError("there are no pictures in the list. Give one or more.")
+    return torch.from_numpy(np.stack([_pixels(image, i, data) for i, image in enumerate(images)]))
+
+
+def _check_not_one_picture(images: Any) -> None:
+    """Raise `UserError` where the rows of an array would be taken for pictures."""
+    shape = tuple(getattr(images, "shape", ()))
+    of_tensor = isinstance(images, torch.Tensor)
+    if len(shape) == 2:
+        further = "Rows of pixels? Reshape them to (N, H, W)."
+    elif len(shape) == 3 and of_tensor:
+        further = "Grey pictures? unsqueeze(1) makes them (N, 1, H, W)."
+    elif len(shape) == 3 and shape[2] in (1, 3, 4):
+        further = "Grey pictures so narrow? Make a list of them."
+    else:
+        return
+    expected = "(N, C, H, W)" if of_tensor else "(N, H, W) or (N, H, W, 3)"
+    raise UserError(f"expected pictures {expected}, found {shape}. One picture? Put it into a list. {further}")
 
 
 def _pixels(image: Any, index: int, data: Data) -> np.ndarray:

@@ -179,7 +179,7 @@ def test_a_state_dict_with_a_hidden_method_is_refused(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("config", {"task": {"way": 5}}, r"config in .*x.pth: unknown key `task.way` \(did you mean `task.ways`"),
+        ("config", {"task": {"way": 5}}, r"^the config in .*x.pth: unknown key `task.way` \(did you mean `task.ways`"),
         ("config", {"task": 5}, r"x.pth is not a valid checkpoint: `config.task` should be a section of keys, found 5"),
         ("config", [], r"`config` should be a section of keys, found \[\]"),
         ("split", {"train": ["a"], "val": ["b"]}, r"`split` should name the classes of train, val, test, found \['tra"),

@@ -17,6 +17,7 @@ from maml_l2l.data.omniglot import load_omniglot
 from maml_l2l.data.pictures import picture_pixels, read_picture
 from maml_l2l.data.sources import class_split
 from maml_l2l.system.errors import UserError
+from maml_l2l.tasks.stream import TaskStream
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -260,14 +261,30 @@ def test_damaged_files_are_skipped_and_counted_on_request_each_time(tmp_path, ca
         load_folder(settings(tmp_path, **data))
 
 
-def test_the_split_does_not_depend_on_damaged_files(tmp_path):
+@pytest.mark.parametrize("max_memory", [4096, 1])
+def test_a_class_without_a_readable_picture_is_left_out_of_tasks_and_the_split_stays(tmp_path, capsys, max_memory):
     fill(tmp_path, CLASSES, pictures=1)
-    before = class_split(settings(tmp_path), load_folder(settings(tmp_path)))
+    size = {"image_size": 600, "max_memory": max_memory}
+    before = class_split(settings(tmp_path, **size), load_folder(settings(tmp_path, **size)))
     damage(tmp_path)
-    data = settings(tmp_path, skip_damaged=True)
-    images = load_folder(data)
-    assert images.class_sizes() == [0, 1, 1, 1]
+    data = settings(tmp_path, skip_damaged=True, **size)
+    for _ in range(2):
+        images = load_folder(data)
+        assert "left out 1 of 4 classes, which have no other: ant\n" in capsys.readouterr().out
+        assert images.class_sizes() == [0, 1, 1, 1]
     assert class_split(data, images) == before
+    sizes = {"ways": 2, "shots": 1, "queries": 0}
+    tasks = TaskStream(images, list(CLASSES), split="train", rotate=False, seed=0, **sizes)
+    with pytest.raises(UserError, match=r"task.ways is 4, but the train split holds 3 of the 4 classes"):
+        TaskStream(images, list(CLASSES), split="train", rotate=False, seed=0, **sizes | {"ways": 4})
+    assert tasks.draw(0, 2).shape == (2, 2, 1, 3, 600, 600)
+
+
+def test_a_folder_without_a_readable_picture_is_refused(tmp_path):
+    fill(tmp_path, ["ant"], pictures=1)
+    (tmp_path / "ant" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"none of the 1 files can be read as pictures: .*0.png is not a picture that"):
+        load_folder(settings(tmp_path, skip_damaged=True))
 
 
 def test_the_same_picture_in_two_classes_is_warned_of(tmp_path):

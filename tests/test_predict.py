@@ -46,7 +46,7 @@ def test_the_command_prints_a_line_a_picture_and_writes_all_of_it(trained, pictu
     done = launch("maml_l2l.predict", "--model", model, *options, "--json", report, "--plot", plot)
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
-    classifier = FewShotClassifier.load(model, steps=2).fit(*support_pictures(pictures / "support"))
+    classifier = FewShotClassifier(model, steps=2).fit(*support_pictures(pictures / "support"))
     assert classifier.classes_.tolist() == ["ant", "bee", "eel"]
     probabilities = classifier.predict_proba(queries)
     assert [one["path"] for one in found] == queries

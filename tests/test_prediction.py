@@ -35,7 +35,7 @@ def drawings(glyphs_root):
 def fitted(path, drawings):
     """Adapted to 1, 3 and 2 drawings of three classes."""
     images = [*drawings(0)[:1], *drawings(1)[:3], *drawings(2)[:2]]
-    return FewShotClassifier.load(path).fit(images, ["b", "a", "a", "a", "c", "c"])
+    return FewShotClassifier(path).fit(images, ["b", "a", "a", "a", "c", "c"])
 
 
 def test_drawings_are_named_well_above_chance(fitted, drawings):
@@ -74,17 +74,17 @@ def test_it_is_the_network_adapted_by_learn2learn_s_own_calls(fitted, path, draw
 
 def test_steps_are_those_of_training_unless_others_are_asked_for(path, drawings):
     def probabilities(steps):
-        return FewShotClassifier.load(path, steps).fit(drawings(0)[:3], [1, 2, 3]).predict_proba(drawings(0)[3:])
+        return FewShotClassifier(path, steps).fit(drawings(0)[:3], [1, 2, 3]).predict_proba(drawings(0)[3:])
 
-    assert FewShotClassifier.load(path).steps == 1
+    assert FewShotClassifier(path).fit(drawings(0)[:2], [1, 2]).steps_ == 1
     assert (probabilities(None) == probabilities(1)).all()
     assert np.abs(probabilities(1) - probabilities(5)).max() > 0.01
-    with pytest.raises(UserError, match=r"steps of the prediction: `algorithm.inner_steps` should be .* 1, found 0"):
-        FewShotClassifier.load(path, steps=0)
+    with pytest.raises(UserError, match=r"of the prediction: `algorithm.inner_steps` should be .* 1, found 0"):
+        FewShotClassifier(path, steps=0).fit(drawings(0)[:2], [1, 2])
 
 
 def test_fewer_classes_than_ways_are_served_and_more_are_refused(path, drawings):
-    classifier = FewShotClassifier.load(path).fit(drawings(0)[:4], [0, 1, 0, 1])
+    classifier = FewShotClassifier(path).fit(drawings(0)[:4], [0, 1, 0, 1])
     assert classifier.predict_proba(drawings(0)[4:]).shape == (16, 2)
     with pytest.raises(UserError, match=r"head has 3 outputs, so it serves tasks of up to 3 classes, not of 4"):
         classifier.fit(drawings(0)[:4], [0, 1, 2, 3])
@@ -122,7 +122,7 @@ def test_one_picture_is_the_same_in_every_form(fitted, drawings, tmp_path):
     [["x", "y", "x"], [7, -3, 7], np.array([2, 1, 2]), torch.tensor([2, 1, 2]), (0.5, 0.25, 0.5), [True, False, True]],
 )
 def test_labels_of_every_kind_come_back_sorted(path, drawings, labels):
-    classifier = FewShotClassifier.load(path).fit(drawings(0)[:3], labels)
+    classifier = FewShotClassifier(path).fit(drawings(0)[:3], labels)
     expected = sorted({label.item() if hasattr(label, "item") else label for label in labels})
     assert classifier.classes_.tolist() == expected
     assert set(classifier.predict(drawings(0)).tolist()) <= set(expected)
@@ -144,7 +144,7 @@ BLANK = np.full((28, 28), 255, np.uint8)
 )
 def test_examples_that_do_not_fit_together_are_refused(path, images, labels, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        FewShotClassifier.load(path).fit(images, labels)
+        FewShotClassifier(path).fit(images, labels)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,19 @@ def test_examples_that_do_not_fit_together_are_refused(path, images, labels, mes
     [
         ("a.png", "expected a list of pictures, found the string 'a.png'. Put the path into a list."),
         (Image.new("L", (28, 28)), "expected a list or an array of pictures, found one Image. Put it into a list."),
-        (BLANK, "images[0] is no picture: expected the shape (H, W) or (H, W, 3), found (28,)."),
+        (
+            BLANK,
+            "expected pictures (N, H, W) or (N, H, W, 3), found (28, 28). One picture? Put it into a list. Rows of",
+        ),
+        (np.zeros((480, 640, 3), np.uint8), "found (480, 640, 3). One picture? Put it into a list."),
+        (
+            torch.zeros(3, 105, 105),
+            "expected pictures (N, C, H, W), found (3, 105, 105). One picture? Put it into a list.",
+        ),
+        (
+            np.array([["a.png"], ["b.png"]], dtype=object),
+            "found (2, 1). One picture? Put it into a list. Rows of pixels?",
+        ),
         ([BLANK, BLANK[:0]], "images[1] is no picture: expected the shape (H, W) or (H, W, 3), found (0, 28)."),
         (np.zeros((1, 5, 5, 4), np.uint8), "expected the shape (H, W) or (H, W, 3), found (5, 5, 4)."),
         (torch.zeros(1, 2, 9, 9), "expected the shape (C, H, W) with C = 1 or 3, found (2, 9, 9)."),
@@ -171,7 +183,17 @@ def test_what_is_no_picture_is_refused(fitted, images, message):
 
 
 def test_prediction_before_fit_and_from_no_checkpoint_are_refused(path, tmp_path):
-    with pytest.raises(UserError, match=r"nothing to predict from yet. Call fit\(images, labels\) first"):
-        FewShotClassifier.load(path).predict([BLANK])
-    with pytest.raises(UserError, match=r"there is no checkpoint .*none.pth"):
-        FewShotClassifier.load(tmp_path / "none.pth")
+    with pytest.raises(UserError, match=r"nothing to predict from yet. Call fit\(X, y\) first"):
+        FewShotClassifier(path).predict([BLANK])
+    for checkpoint, message in (
+        (tmp_path / "none.pth", r"there is no checkpoint .*none.pth"),
+        (None, r"checkpoint: expected the path of a file, a name or a Checkpoint, found NoneType"),
+    ):
+        with pytest.raises(UserError, match=message):
+            FewShotClassifier(checkpoint).fit([BLANK] * 2, "ab")
+
+
+def test_a_device_that_is_not_there_or_is_none_is_refused(path):
+    for device, message in (("cuda:99", "run.device is cuda:99, which PyTorch does not find"), ("gpu", "run.device")):
+        with pytest.raises(UserError, match=message):
+            FewShotClassifier(path, device=device).fit([BLANK, BLANK], [0, 1])

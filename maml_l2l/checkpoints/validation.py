@@ -61,6 +61,8 @@ def checked_contents(content: dict, kind: type, origin: str) -> dict[str, Any]:
         checked["transform"] = _finite_tensors(checked["transform"] or {}, transform, "transform") or None
         if checked["optimizer"] is not None:
             checked["optimizer"] = _checked_adam(checked["optimizer"], list(learner.parameters()))
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{origin} is not a valid checkpoint: {error}. Use another one.") from None
     return checked | {"backbone": backbone, "config": experiment.model_dump()}

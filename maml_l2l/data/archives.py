@@ -50,6 +50,8 @@ def fetch(url: str) -> bytes:
         attempts += 1
         try:
             return _read_url(url)
+        except UserError:
+            raise
         except (OSError, http.client.HTTPException, ValueError) as error:
             if attempts > len(PAUSES_S) or not _may_pass(error):
                 reason = _reason(error)

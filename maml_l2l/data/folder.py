@@ -38,7 +38,7 @@ def load_folder(data: Data) -> LabelledImages:
     They are kept in `data.root`/.maml_l2l, and decoded anew when a file or a key has changed. Where they take more than
     `data.max_memory` MiB they stay on the disk, memory-mapped. The same picture in two classes costs a warning.
     Raises `UserError` where the folder does not serve, see `find_classes`, and where a file cannot be read as a
-    picture, unless `data.skip_damaged` leaves it out.
+    picture, unless `data.skip_damaged` leaves it out: a class that has no other stays, empty.
     """
     root = Path(data.root)
     found = find_classes(root, otherwise=f", or run `python -m maml_l2l.download --path {root}` for Omniglot")
@@ -61,6 +61,9 @@ def load_folder(data: Data) -> LabelledImages:
             f"left out {skipped} of {len(found.files)} files, which cannot be read as pictures "
             "(data.skip_damaged: false names them)"
         )
+    empty = [name for name, size in zip(images.class_names, images.class_sizes(), strict=True) if not size]
+    if empty:
+        tqdm.write(f"left out {len(empty)} of {len(found.class_names)} classes, which have no other: {listing(empty)}")
     return replace(images, parts=found.parts)
 
 
@@ -102,6 +105,8 @@ def _decode(found: ClassFolders, data: Data, pixels: torch.Tensor) -> LabelledIm
         )
     if twins:
         warnings.warn(f"the same picture is in two classes: {listing(twins)}", stacklevel=2)
+    if not labels:
+        raise UserError(f"none of the {len(unread)} files can be read as pictures: {listing(unread)}")
     return LabelledImages(pixels[: len(labels)], torch.tensor(labels), found.class_names)
 
 

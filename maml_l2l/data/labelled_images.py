@@ -23,12 +23,30 @@ class LabelledImages:
     labels: (N,) int64, non-decreasing; an index into `class_names`.
     class_names: sorted, unique, with '/' between levels, e.g. `Greek/character03`.
     parts: where the data set comes split, `train`, `val` or `test` for each class, in the order of `class_names`.
+
+    A class may have no image. Raises `UserError` where a part is something else.
     """
 
     pixels: torch.Tensor
     labels: torch.Tensor
     class_names: tuple[str, ...]
     parts: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        pixels, labels, names = self.pixels, self.labels, list(self.class_names)
+        if (pixels.dtype, pixels.ndim) != (torch.uint8, 4):
+            raise UserError(f"pixels: expected (N, C, H, W) uint8, found {_found(pixels)}. Images are from 0 to 255.")
+        if (labels.dtype, labels.shape) != (torch.int64, pixels.shape[:1]):
+            raise UserError(f"labels: expected ({len(pixels)},) int64, one for each image, found {_found(labels)}.")
+        if not all(isinstance(name, str) for name in names) or names != sorted(set(names)):
+            raise UserError("class_names: expected different strings, sorted. Sort them, and number the labels so.")
+        if (labels[1:] < labels[:-1]).any():
+            raise UserError("labels: expected them in ascending order. labels.sort(stable=True) gives the order.")
+        if len(labels) and (labels[0] < 0 or labels[-1] >= len(names)):
+            found = f"{labels[0]} to {labels[-1]}"
+            raise UserError(f"labels: expected 0 to {len(names) - 1}, for {len(names)} class_names, found {found}.")
+        if self.parts is not None and (len(self.parts) != len(names) or set(self.parts) - {"train", "val", "test"}):
+            raise UserError(f"parts: expected train, val or test for each of the {len(names)} classes.")
 
     def class_sizes(self) -> list[int]:
         """Number of images of each class, in the order of `class_names`."""
@@ -65,19 +83,10 @@ def _read(path: Path, source_key: str, on_disk: bool) -> LabelledImages:
     """Raises almost any error where the file is absent, damaged, of another source, or holds what it should not."""
     # Mapped files are not read through, as checking their sums would.
     stored = torch.load(path, weights_only=True, mmap=True) if on_disk else load_torch_file(path, "image cache")
-    images = LabelledImages(stored["pixels"], stored["labels"], tuple(stored["class_names"]))
-    if stored["source_key"] != source_key or not _is_sound(images):
-        raise ValueError("made from another source, or by another program")
-    return images
+    if stored["source_key"] != source_key:
+        raise ValueError("made from another source")
+    return LabelledImages(stored["pixels"], stored["labels"], tuple(stored["class_names"]))
 
 
-def _is_sound(images: LabelledImages) -> bool:
-    """Whether everything that `LabelledImages` promises holds; may raise where attributes are of other types."""
-    pixels, labels, names = images.pixels, images.labels, images.class_names
-    return (
-        (pixels.dtype, pixels.ndim) == (torch.uint8, 4)
-        and (labels.dtype, labels.shape) == (torch.int64, pixels.shape[:1])
-        and all(isinstance(name, str) for name in names)
-        and list(names) == sorted(set(names))
-        and torch.equal(labels.unique_consecutive(), torch.arange(len(names)))
-    )
+def _found(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

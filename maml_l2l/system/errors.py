@@ -1,15 +1,36 @@
-"""The one error type that a user's mistake or a user's machine raises."""
+"""What a mistake of the user or a failing machine raises: `UserError`, and kinds of it that have other names, too."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Something the user can mend: the message says what was expected, what was found and what to do.
 
     Commands print it as one `error: ...` line and leave with exit status 2, without a traceback.
     """
+
+
+class MissingPackage(UserError, ImportError):
+    """A package that this one needs is not installed."""
+
+
+class _NotFitted(UserError):
+    def __reduce__(self) -> tuple:
+        return not_fitted, self.args  # the class itself is made where it is raised, and could not be found again
+
+
+def not_fitted(message: str) -> UserError:
+    """The error of an estimator that is used before `fit`.
+
+    It is scikit-learn's `NotFittedError` too wherever scikit-learn has been imported, which is not done for this: no
+    caller could name that class otherwise.
+    """
+    scikit_learn = sys.modules.get("sklearn.exceptions")
+    kind = AttributeError if scikit_learn is None else scikit_learn.NotFittedError
+    return type("NotFittedError", (_NotFitted, kind), {"__module__": __name__})(message)
 
 
 class Stopped(KeyboardInterrupt):

@@ -10,7 +10,7 @@ import contextlib
 import io
 import sys
 
-from maml_l2l.system.errors import UserError
+from maml_l2l.system.errors import MissingPackage
 
 _INSTALL = (
     "learn2learn 0.2.0 is not installed. It has no wheels, and on Python 3.11 or newer it builds only with a setting: "
@@ -30,7 +30,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "learn2learn":
         raise
-    raise UserError(_INSTALL) from None
+    raise MissingPackage(_INSTALL) from None
 finally:
     sys.stderr.writelines(line for line in _stderr.getvalue().splitlines(keepends=True) if "gym" not in line.lower())
 

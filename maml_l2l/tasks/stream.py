@@ -92,6 +92,7 @@ class TaskStream:
             query.flatten(1, 2),
             labels.repeat_interleave(self.queries).expand(len(pixels), -1),
             self.ways,
+            check=False,
         )
 
     def _task(self, index: int) -> torch.Tensor:
@@ -154,11 +155,12 @@ def _random_seeded(key: str) -> Iterator[None]:
 
 
 def _members(images: LabelledImages, classes: list[str]) -> dict[int, list[int]]:
-    """The indices of the images of each named class."""
+    """The indices of the images of each named class that has some."""
     label_of = {name: label for label, name in enumerate(images.class_names)}
     ends = torch.tensor(images.class_sizes()).cumsum(0).tolist()
     starts = [0, *ends]
-    return {label: list(range(starts[label], ends[label])) for label in sorted(label_of[name] for name in classes)}
+    members = {label: list(range(starts[label], ends[label])) for label in sorted(label_of[name] for name in classes)}
+    return {label: indices for label, indices in members.items() if indices}
 
 
 def _servable(
