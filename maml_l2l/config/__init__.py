@@ -11,6 +11,8 @@ from maml_l2l.config.experiment import (
     Run,
     Task,
     Train,
+)
+from maml_l2l.config.loading import (
     changed_keys,
     documented_keys,
     keys_as_markdown,

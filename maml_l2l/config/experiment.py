@@ -1,20 +1,15 @@
-"""One experiment as one frozen, validated value, from a YAML file and overrides.
+"""One experiment as one frozen, validated value.
 
 Every key is documented here and nowhere else; the README's table is printed by `python -m maml_l2l.config`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from maml_l2l.config.problems import checked_path, describe_problems
-from maml_l2l.config.yaml_values import apply_override, read_yaml
-from maml_l2l.system.errors import UserError
+from maml_l2l.config.problems import checked_path
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PathText = Annotated[str, AfterValidator(checked_path)]
@@ -24,6 +19,7 @@ MAX_WAYS, MAX_FILTERS = 10_000, 1024  # so that no number in a file makes a netw
 # What is unset: for omniglot and glyphs, which are drawings, and for a folder of pictures.
 _DRAWINGS = {"image_size": 28, "channels": 1, "rotate": True}
 _PICTURES = {"image_size": 84, "channels": 3, "rotate": False}
+_SIZES = ("image_size", "channels")
 
 
 class _Section(BaseModel):
@@ -42,6 +38,11 @@ class Data(_Section):
     split: Literal["finn", "alphabets"] = Field(
         "finn",
         description="drawings: `finn`: 1,100 / 100 / 423 of 1,623 characters; `alphabets`: unseen alphabets test",
+    )
+    ink: Literal["finn", "normalised"] = Field(
+        "finn",
+        description="drawings: `finn`: dark on light, as Finn et al. (2017) read Omniglot; `normalised`: any ink on "
+        "any paper, of one size and one pen width; folder: `normalised` reads pictures as such drawings, 28x28, grey",
     )
     alphabets: int = Field(50, ge=3, le=50, description="glyphs: number of alphabets; 50 hold 1,623 characters")
     rotate: bool | None = Field(
@@ -66,20 +67,35 @@ class Data(_Section):
         False, description="folder: leave out files that cannot be read as pictures, instead of refusing them"
     )
 
+    @property
+    def holds_drawings(self) -> bool:
+        """Whether what the network sees is ink = 1 on paper = 0 for sure, 28x28."""
+        return self.name != "folder" or self.ink == "normalised"
+
     @model_validator(mode="before")
     @classmethod
     def _unset_keys_get_the_values_of_the_data_set(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
         usual = _PICTURES if values.get("name") == "folder" else _DRAWINGS
+        if values.get("ink") == "normalised":
+            usual = usual | {key: _DRAWINGS[key] for key in _SIZES}
         return values | {key: value for key, value in usual.items() if values.get(key) is None}
 
     @model_validator(mode="after")
     def _the_keys_fit_together(self) -> Data:
-        for key in ("image_size", "channels"):
+        for key in _SIZES:
             found = getattr(self, key)
-            if self.name != "folder" and found != _DRAWINGS[key]:
-                raise ValueError(f"`data.{key}` is {_DRAWINGS[key]} for `data.name: {self.name}`, found {found}")
+            if self.holds_drawings and found != _DRAWINGS[key]:
+                what = "`data.ink: normalised`" if self.name == "folder" else f"`data.name: {self.name}`"
+                raise ValueError(f"`data.{key}` is {_DRAWINGS[key]} for {what}, found {found}")
+        if self.name == "folder" and self.ink == "normalised":
+            for key, usual in (("invert", False), ("fit", "crop")):
+                if getattr(self, key) != usual:
+                    raise ValueError(
+                        f"`data.{key}` has no effect with `data.ink: normalised`, which finds the ink: leave it out, "
+                        f"found {getattr(self, key)}"
+                    )
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
                 f"`data.val_fraction` + `data.test_fraction` should be less than 1, so that classes are left to train, "
@@ -133,6 +149,13 @@ class Train(_Section):
         "constant", description="outer learning rate: `constant`, or `cosine` decay to zero over all meta-iterations"
     )
     shift: int = Field(0, ge=0, description="move each training image at random, by up to so many pixels each way")
+    augment: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="drawings: change each training image as another hand and pen would: 1 turns by up to 15 degrees, "
+        "shears by 0.2, scales by 20 %, moves by 2 pixels, changes pen width, blur and contrast; 0.5: by half of it",
+    )
     validate_every: int = Field(500, ge=1, description="meta-iterations between validations")
     validate_tasks: int = Field(200, ge=2, description="tasks of the fixed validation set")
     max_grad_norm: Rate | None = Field(None, description="clip the meta-gradient to this norm; unset: not at all")
@@ -188,68 +211,13 @@ class Experiment(_Section):
             raise ValueError(
                 f"`train.shift` should be less than `data.image_size`, {self.data.image_size}, found {self.train.shift}"
             )
+        if self.train.augment and not (self.data.holds_drawings or self.data.invert):
+            raise ValueError(
+                "`train.augment` is for drawings: omniglot, glyphs, or a folder with `data.ink: normalised` or "
+                f"`data.invert: true`, found {self.train.augment} for `data.name: folder`"
+            )
         if self.algorithm.engine == "loop":
             for key, refused in (("compile", True), ("precision", "bfloat16")):
                 if getattr(self.run, key) == refused:
                     raise ValueError(f"`run.{key}` is for `algorithm.engine: vectorized`, found engine `loop`")
         return self
-
-
-def load_experiment(path: str | Path | None, overrides: Iterable[str] = ()) -> Experiment:
-    """Read the YAML file `path` (None: the documented defaults), then apply `key.path=value` overrides in their order.
-
-    Raises `UserError` naming key, value and file where one is unknown, of the wrong type or out of range.
-    """
-    values = read_yaml(Path(path)) if path is not None else {}
-    for override in overrides:
-        apply_override(values, override)
-    return parse_experiment(values, origin=str(path) if path is not None else "the command line")
-
-
-def parse_experiment(values: Any, origin: str) -> Experiment:
-    """Validate nested dictionaries, e.g. a checkpoint's; `origin` is named in the `UserError` of what does not fit."""
-    try:
-        return Experiment.model_validate(values)
-    except ValidationError as error:
-        keys = [f"{section}.{name}" for section, name, _ in documented_keys()]
-        raise UserError(f"{origin}: {describe_problems(error.errors(), keys)}.") from None
-
-
-def with_overrides(
-    experiment: Experiment, overrides: dict[str, Any], origin: str, settings: Iterable[str] = ()
-) -> Experiment:
-    """`experiment` with `{"section.key": value}` applied and validated; a value of None leaves the key as it is.
-
-    settings: further overrides, as `section.key=value`.
-    """
-    values = experiment.model_dump()
-    for key, value in overrides.items():
-        if value is not None:
-            section, _, name = key.partition(".")
-            values[section][name] = value
-    for setting in settings:
-        apply_override(values, setting)
-    return parse_experiment(values, origin)
-
-
-def documented_keys() -> Iterable[tuple[str, str, Any]]:
-    """(section, key, pydantic field) of every config key, in the order of the file."""
-    for section, field in Experiment.model_fields.items():
-        for name, key_field in field.annotation.model_fields.items():
-            yield section, name, key_field
-
-
-def changed_keys(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
-    """`{"section.key": (old value, new value)}` of the keys in which they differ, in the order of the file."""
-    keys = ((section, name) for section, name, _ in documented_keys())
-    values = {f"{s}.{name}": tuple(getattr(getattr(one, s), name) for one in (old, new)) for s, name in keys}
-    return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
-
-
-def keys_as_markdown() -> str:
-    """The README's table of config keys."""
-    rows = ["| key | default | meaning |", "|---|---|---|"]
-    for section, name, field in documented_keys():
-        default = "unset" if field.default is None else yaml.safe_dump(field.default).split("\n")[0]
-        rows.append(f"| `{section}.{name}` | {default} | {field.description} |")
-    return "\n".join(rows)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from maml_l2l.data.ink import SIZE
+from maml_l2l.data.ink import SIZE, ink_pixels
 
 NORMALISATION_VERSION = 1  # raise it with every change that alters a pixel: it is part of the caches' keys
 
@@ -88,7 +88,19 @@ def one_pen(mask: np.ndarray) -> np.ndarray:
     return (inside + grow + 0.5).clip(0, 1)
 
 
+READERS = {"finn": ink_pixels, "normalised": normalised_ink}  # by `data.ink`
+
+
+def ink_version(ink: str) -> str:
+    """What the key of a cache of drawings says of how they were read."""
+    return "" if ink == "finn" else f", {ink} ink, version {NORMALISATION_VERSION}"
+
+
 def _opaque_ink(image: Image.Image) -> np.ndarray:
+    if image.mode[0] in "IF":  # numbers of more than 8 bits, whose range does not matter
+        values = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
+        values = 255 * (values - values.min()) / max(np.ptp(values), 1e-6)
+        image = Image.fromarray(np.rint(values).astype(np.uint8))
     factor = -(-max(image.size) // _READ)
     mask = _grey_ink(image.convert("L").reduce(factor) if factor > 1 else image.convert("L"))
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
