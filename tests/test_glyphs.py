@@ -98,7 +98,8 @@ def test_all_alphabets_hold_as_many_characters_as_omniglot() -> None:
 
 
 def test_every_character_has_twenty_images_under_a_sorted_unique_name(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(glyphs, "_draw_alphabet", lambda size, rng: np.zeros((size, 20, 28, 28), np.uint8))
+    monkeypatch.setattr(glyphs, "mapped", lambda function, sizes, at_once: map(function, sizes))
+    monkeypatch.setattr(glyphs, "_draw_alphabet", lambda size, **_: np.zeros((size[1] * 20, 28, 28), np.uint8))
     images = load_glyphs(tmp_path, alphabets=50)
     assert images.pixels.shape == (32460, 1, 28, 28)
     assert images.class_sizes() == [20] * 1623
@@ -149,7 +150,7 @@ def test_a_second_load_reads_the_cache_and_a_damaged_one_is_drawn_anew(tmp_path:
     first = load_glyphs(tmp_path, alphabets=1)
     calls = []
     draw = glyphs._draw_alphabet
-    monkeypatch.setattr(glyphs, "_draw_alphabet", lambda *args: calls.append(1) or draw(*args))
+    monkeypatch.setattr(glyphs, "_draw_alphabet", lambda *args, **keys: calls.append(1) or draw(*args, **keys))
     assert digest(load_glyphs(tmp_path, alphabets=1)) == digest(first)
     assert calls == []
     cache = tmp_path / "glyphs" / "glyphs-1-0.pt"

@@ -16,6 +16,7 @@ MAX_WAYS, MAX_FILTERS = 10_000, 1024  # so that no number in a file makes a netw
 # What is unset: for omniglot and glyphs, which are drawings, and for a folder of pictures.
 _DRAWINGS = {"image_size": 28, "channels": 1, "rotate": True}
 _PICTURES = {"image_size": 84, "channels": 3, "rotate": False}
+_SIZES = ("image_size", "channels")
 
 
 class _Section(BaseModel):
@@ -34,6 +35,11 @@ class Data(_Section):
     split: Literal["finn", "alphabets"] = Field(
         "finn",
         description="drawings: `finn`: 1,100 / 100 / 423 of 1,623 characters; `alphabets`: unseen alphabets test",
+    )
+    ink: Literal["finn", "normalised"] = Field(
+        "finn",
+        description="drawings: `finn`: dark on light, as Finn et al. (2017) read Omniglot; `normalised`: any ink on "
+        "any paper, of one size and one pen width; folder: `normalised` reads pictures as such drawings, 28x28, grey",
     )
     alphabets: int = Field(50, ge=3, le=50, description="glyphs: number of alphabets; 50 hold 1,623 characters")
     rotate: bool | None = Field(
@@ -58,20 +64,35 @@ class Data(_Section):
         False, description="folder: leave out files that cannot be read as pictures, instead of refusing them"
     )
 
+    @property
+    def holds_drawings(self) -> bool:
+        """Whether what the network sees is ink = 1 on paper = 0 for sure, 28x28."""
+        return self.name != "folder" or self.ink == "normalised"
+
     @model_validator(mode="before")
     @classmethod
     def _unset_keys_get_the_values_of_the_data_set(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
         usual = _PICTURES if values.get("name") == "folder" else _DRAWINGS
+        if values.get("ink") == "normalised":
+            usual = usual | {key: _DRAWINGS[key] for key in _SIZES}
         return values | {key: value for key, value in usual.items() if values.get(key) is None}
 
     @model_validator(mode="after")
     def _the_keys_fit_together(self) -> Data:
-        for key in ("image_size", "channels"):
+        for key in _SIZES:
             found = getattr(self, key)
-            if self.name != "folder" and found != _DRAWINGS[key]:
-                raise ValueError(f"`data.{key}` is {_DRAWINGS[key]} for `data.name: {self.name}`, found {found}")
+            if self.holds_drawings and found != _DRAWINGS[key]:
+                what = "`data.ink: normalised`" if self.name == "folder" else f"`data.name: {self.name}`"
+                raise ValueError(f"`data.{key}` is {_DRAWINGS[key]} for {what}, found {found}")
+        if self.name == "folder" and self.ink == "normalised":
+            for key, usual in (("invert", False), ("fit", "crop")):
+                if getattr(self, key) != usual:
+                    raise ValueError(
+                        f"`data.{key}` has no effect with `data.ink: normalised`, which finds the ink: leave it out, "
+                        f"found {getattr(self, key)}"
+                    )
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError(
                 f"`data.val_fraction` + `data.test_fraction` should be less than 1, so that classes are left to train, "
@@ -148,6 +169,13 @@ class Train(_Section):
         "constant", description="outer learning rate: `constant`, or `cosine` decay to zero over all meta-iterations"
     )
     shift: int = Field(0, ge=0, description="move each training image at random, by up to so many pixels each way")
+    augment: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="drawings: change each training image as another hand and pen would: 1 turns by up to 15 degrees, "
+        "shears by 0.2, scales by 20 %, moves by 2 pixels, changes pen width, blur and contrast; 0.5: by half of it",
+    )
     validate_every: int = Field(500, ge=1, description="meta-iterations between validations")
     validate_tasks: int = Field(200, ge=2, description="tasks of the fixed validation set")
     max_grad_norm: Rate | None = Field(None, description="clip the meta-gradient to this norm; unset: not at all")
@@ -202,6 +230,11 @@ class Experiment(_Section):
         if self.train.shift >= self.data.image_size:
             raise ValueError(
                 f"`train.shift` should be less than `data.image_size`, {self.data.image_size}, found {self.train.shift}"
+            )
+        if self.train.augment and not (self.data.holds_drawings or self.data.invert):
+            raise ValueError(
+                "`train.augment` is for drawings: omniglot, glyphs, or a folder with `data.ink: normalised` or "
+                f"`data.invert: true`, found {self.train.augment} for `data.name: folder`"
             )
         if self.algorithm.engine == "loop":
             found = self.run.compile is True, self.run.precision == "bfloat16", self.algorithm.recompute is not None

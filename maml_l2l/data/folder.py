@@ -21,6 +21,7 @@ from tqdm import tqdm
 from maml_l2l.config import Data
 from maml_l2l.data.class_folders import ClassFolders, find_classes
 from maml_l2l.data.labelled_images import LabelledImages, cached
+from maml_l2l.data.normalised_ink import ink_version
 from maml_l2l.data.picture_files import PictureFile, digest
 from maml_l2l.data.pictures import read_picture
 from maml_l2l.system.errors import UserError, listing
@@ -28,7 +29,7 @@ from maml_l2l.system.files import make_folder
 
 DECODING_VERSION = 1  # raise it with every change that alters a pixel: it is part of the cache's key
 
-_PIXEL_KEYS = ("image_size", "channels", "fit", "invert", "skip_damaged")  # of `Data`, that the pixels depend on
+_PIXEL_KEYS = ("image_size", "channels", "fit", "invert", "ink", "skip_damaged")  # of `Data`, that the pixels depend on
 _MIB = 2**20
 
 
@@ -45,7 +46,7 @@ def load_folder(data: Data) -> LabelledImages:
     shape = (len(found.files), data.channels, data.image_size, data.image_size)
     cache = root / ".maml_l2l" / f"pictures-{data.channels}x{data.image_size}x{data.image_size}.pt"
     keys = ", ".join(f"{key} {getattr(data, key)}" for key in _PIXEL_KEYS)
-    source_key = f"decoding version {DECODING_VERSION}, {keys}, {digest(root, found.files)}"
+    source_key = f"decoding version {DECODING_VERSION}, {keys}, {digest(root, found.files)}{ink_version(data.ink)}"
     on_disk = math.prod(shape) > data.max_memory * _MIB
     with contextlib.ExitStack() as stack:
 

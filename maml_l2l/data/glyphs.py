@@ -8,6 +8,7 @@ character joins some, and a writer bends, moves and scales them. Points are (x, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from maml_l2l.data.ink import SIZE, ink_pixels
+from maml_l2l.data.ink import SIZE
 from maml_l2l.data.labelled_images import LabelledImages, cached
+from maml_l2l.data.normalised_ink import READERS, ink_version
+from maml_l2l.data.processes import mapped
 from maml_l2l.system.errors import UserError
 
 DRAWING_VERSION = 1  # raise it with every change that alters a pixel: it is part of the cache's key
@@ -61,19 +64,21 @@ class Writers:
     pen: np.ndarray  # (20,) radius of the pen, pixels
 
 
-def load_glyphs(root: Path, alphabets: int = 50, seed: int = 0) -> LabelledImages:
+def load_glyphs(root: Path, alphabets: int = 50, seed: int = 0, ink: str = "finn") -> LabelledImages:
     """Return the first `alphabets` invented alphabets: pixels (N, 1, 28, 28) uint8, ink = 255, paper = 0.
 
     Each character has 20 images, in writer order; `alphabet_sizes` counts the characters. Alphabet i is a
-    pure function of `seed` and i. Drawn once, then kept in the folder `root`/glyphs.
+    pure function of `seed` and i. Drawn once, then kept in the folder `root`/glyphs. ink: how drawings are read, as
+    `data.ink` says.
     """
     if not 1 <= alphabets <= ALPHABETS:
         raise UserError(
             f"glyphs: expected a number of alphabets from 1 to {ALPHABETS}, found {alphabets}. "
             "Set data.alphabets to a number in that range."
         )
-    key = f"glyphs, drawing version {DRAWING_VERSION}, {alphabets} alphabets, seed {seed}"
-    return cached(root / "glyphs" / f"glyphs-{alphabets}-{seed}.pt", key, lambda: _draw_all(alphabets, seed))
+    key = f"glyphs, drawing version {DRAWING_VERSION}, {alphabets} alphabets, seed {seed}{ink_version(ink)}"
+    name = f"glyphs-{alphabets}-{seed}{'' if ink == 'finn' else f'-{ink}'}.pt"
+    return cached(root / "glyphs" / name, key, lambda: _draw_all(alphabets, seed, ink))
 
 
 def alphabet_sizes(alphabets: int) -> list[int]:
@@ -81,19 +86,19 @@ def alphabet_sizes(alphabets: int) -> list[int]:
     return [33 if index <= 23 else 32 for index in range(1, alphabets + 1)]
 
 
-def _draw_all(alphabets: int, seed: int) -> LabelledImages:
-    names, pixels = [], []
-    progress = tqdm(alphabet_sizes(alphabets), desc="drawing glyphs", unit="alphabet", disable=None)
-    for index, size in enumerate(progress, start=1):
-        names += [f"Alphabet_{index:02d}/character{number:02d}" for number in range(1, size + 1)]
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
-        pixels.append(_draw_alphabet(size, rng))
+def _draw_all(alphabets: int, seed: int, ink: str) -> LabelledImages:
+    sizes = list(enumerate(alphabet_sizes(alphabets), start=1))
+    names = [f"Alphabet_{index:02d}/character{number:02d}" for index, size in sizes for number in range(1, size + 1)]
+    drawn = mapped(partial(_draw_alphabet, seed=seed, ink=ink), sizes, at_once=2)
+    pixels = list(tqdm(drawn, "drawing glyphs", alphabets, unit="alphabet", disable=None))
     stacked = torch.from_numpy(np.concatenate(pixels)).reshape(-1, 1, SIZE, SIZE)
     return LabelledImages(stacked, torch.arange(len(names)).repeat_interleave(WRITERS), tuple(names))
 
 
-def _draw_alphabet(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return (size, 20, 28, 28) uint8."""
+def _draw_alphabet(index_and_size: tuple[int, int], seed: int, ink: str) -> np.ndarray:
+    """Return (size * 20, 28, 28) uint8."""
+    index, size = index_and_size
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
     style, writers = _draw_style(rng), _draw_writers(rng)
     looks, drawings = [], []
     for _ in range(size):
@@ -103,7 +108,7 @@ def _draw_alphabet(size: int, rng: np.random.Generator) -> np.ndarray:
             if legible and all(look @ other < _TOO_ALIKE for other in looks):
                 break
         looks.append(look)
-        drawings.append(_write(plan, writers, rng))
+        drawings += [READERS[ink](Image.fromarray(~drawing)) for drawing in _write(plan, writers, rng)]
     return np.stack(drawings)
 
 
@@ -218,7 +223,7 @@ def _linear(rng: np.random.Generator, tilt: float, slant: float, scale: float) -
 
 
 def _write(plan: list[Stroke], writers: Writers, rng: np.random.Generator) -> np.ndarray:
-    """Return one character drawn by every writer, (20, 28, 28) uint8."""
+    """Return one character drawn by every writer, (20, 105, 105) bool, true where there is ink."""
     whole = writers.linear @ _linear(rng, tilt=0.06, slant=0.06, scale=0.08)
     place = CANVAS / 2 + writers.shift + rng.normal(0.0, 3.9, (WRITERS, 2))
     paths = []
@@ -231,8 +236,7 @@ def _write(plan: list[Stroke], writers: Writers, rng: np.random.Generator) -> np
         points = points + jitter * rng.normal(0.0, 1.8, (WRITERS, *stroke.points.shape))
         points = points @ whole.transpose(0, 2, 1) + place[:, None]
         paths.append(_curves(stroke, writers.angular) @ points)
-    ink = _stamp(np.concatenate(paths, axis=1), writers.pen)
-    return np.stack([ink_pixels(Image.fromarray(~drawing)) for drawing in ink])
+    return _stamp(np.concatenate(paths, axis=1), writers.pen)
 
 
 def _stamp(paths: np.ndarray, radius: np.ndarray) -> np.ndarray:

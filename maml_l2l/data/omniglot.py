@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,7 +40,7 @@ EVALUATION_ALPHABETS = (  # those of images_evaluation, sorted
 DRAWINGS = 20  # of each character
 
 _FOLDER = "omniglot-py"
-_CACHE = "omniglot-28x28.pt"
+_CACHE = "omniglot-28x28{}.pt"
 _WAYS_OUT = (
     "Without it, name a mirror's base address or a folder that holds images_background.zip and "
     "images_evaluation.zip, as --source of maml_l2l.download or as data.source in the config; or use the "
@@ -64,14 +65,17 @@ def holds_omniglot(root: str | Path) -> bool:
     return (Path(root) / _FOLDER).is_dir()
 
 
-def load_omniglot(root: str | Path, source: str | None = None, verify: bool = True) -> LabelledImages:
+def load_omniglot(
+    root: str | Path, source: str | None = None, verify: bool = True, ink: str = "finn"
+) -> LabelledImages:
     """All drawings below `root`: (N, 1, 28, 28) uint8, ink = 255, N = 32,460; classes `Alphabet/characterNN`.
 
     What is missing is downloaded first, see `download_omniglot`. The decoded images are kept beside them,
-    and decoded anew when a file has changed.
+    and decoded anew when a file has changed. ink: how drawings are read, as `data.ink` says.
     Raises `UserError` where the data are neither there nor to be had, and where an image is damaged.
     """
     from maml_l2l.data.labelled_images import cached  # imports PyTorch, which the download does without
+    from maml_l2l.data.normalised_ink import ink_version
 
     folder = Path(root) / _FOLDER
     found = {part: _scan(folder, part) for part in _PARTS}
@@ -79,7 +83,8 @@ def load_omniglot(root: str | Path, source: str | None = None, verify: bool = Tr
         download_omniglot(root, source, verify)
         found = {part: _scan(folder, part) for part in _PARTS}
     files = sorted(itertools.chain(*found.values()))
-    return cached(folder / _CACHE, digest(folder, files), lambda: _decode(files))
+    cache = folder / _CACHE.format("" if ink == "finn" else f"-{ink}")
+    return cached(cache, digest(folder, files) + ink_version(ink), lambda: _decode(files, ink))
 
 
 def download_omniglot(root: str | Path, source: str | None = None, verify: bool = True) -> str:
@@ -210,30 +215,32 @@ def _folders(folder: str) -> list[os.DirEntry[str]]:
     return [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _decode(files: list[PictureFile]) -> LabelledImages:
+def _decode(files: list[PictureFile], ink: str) -> LabelledImages:
     """`files`: sorted by class."""
     import numpy as np
     import torch
 
     from maml_l2l.data.labelled_images import LabelledImages
+    from maml_l2l.data.processes import mapped
 
     class_names = sorted({file.class_name for file in files})
     index = {name: label for label, name in enumerate(class_names)}
-    pixels = np.stack([_decode_file(file.path) for file in tqdm(files, "decoding Omniglot", disable=None)])
+    decoded = mapped(partial(_decode_file, ink=ink), [file.path for file in files], at_once=500)
+    pixels = np.stack(list(tqdm(decoded, "decoding Omniglot", len(files), disable=None)))
     labels = [index[file.class_name] for file in files]
     return LabelledImages(torch.from_numpy(pixels[:, None]), torch.tensor(labels), tuple(class_names))
 
 
-def _decode_file(path: str) -> np.ndarray:
+def _decode_file(path: str, ink: str = "finn") -> np.ndarray:
     from PIL import Image
 
-    from maml_l2l.data.ink import ink_pixels
+    from maml_l2l.data.normalised_ink import READERS
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # from Image.MAX_IMAGE_PIXELS on
             with Image.open(path, formats=["PNG"]) as image:
-                return ink_pixels(image)
+                return READERS[ink](image)
     except Exception as error:  # damaged bytes make Pillow's readers raise almost anything
         raise UserError(
             f"the image {path} is damaged ({error}). Delete this file and run "

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maml_l2l.config import Data
 from maml_l2l.data.ink import ink_pixels
+from maml_l2l.data.normalised_ink import normalised_ink
 from maml_l2l.system.errors import UserError
 
 # All that Pillow reads but EPS, which it hands to Ghostscript, an interpreter of programs.
@@ -23,13 +24,16 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 def picture_pixels(image: Image.Image, data: Data) -> np.ndarray:
     """Return a picture as (C, H, W) uint8, as the data set that `data` describes holds it.
 
-    It is turned as its EXIF orientation says, and lies on white where it is transparent. For omniglot and glyphs it
-    then goes the way of `ink_pixels`. For a folder it becomes grey or RGB (`data.channels`), square (`data.fit`) and
-    `data.image_size` pixels wide, by antialiased bilinear resizing, and untouched where it has that size already;
-    `data.invert` comes last.
+    It is turned as its EXIF orientation says. With `data.ink: normalised` it then goes the way of `normalised_ink`.
+    Else it lies on white where it is transparent. For omniglot and glyphs it goes the way of `ink_pixels`. For a folder
+    it becomes grey or RGB (`data.channels`), square (`data.fit`) and `data.image_size` pixels wide, by antialiased
+    bilinear resizing, and untouched where it has that size already; `data.invert` comes last.
     Raises `ValueError` where its numbers have no known range.
     """
-    image = _upright_on_white(image)
+    image = ImageOps.exif_transpose(image)
+    if data.ink == "normalised":
+        return normalised_ink(image)[None]
+    image = _on_white(image)
     if data.name != "folder":
         return ink_pixels(image)[None]
     image = image.convert("L" if data.channels == 1 else "RGB")
@@ -71,8 +75,7 @@ def _check_size(image: Image.Image, path: str | Path) -> None:
         raise UserError(f"the picture {path} is too large: {size}, more than {most} in all. Scale it down.")
 
 
-def _upright_on_white(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its numbers are floats of no known range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, of which `convert` would keep the lower 8

@@ -25,8 +25,8 @@ def load_data(data: Data) -> LabelledImages:
     if data.name == "folder":
         return load_folder(data)
     if data.name == "glyphs":
-        return load_glyphs(root, alphabets=data.alphabets)
-    return load_omniglot(root, source=data.source, verify=data.verify)
+        return load_glyphs(root, alphabets=data.alphabets, ink=data.ink)
+    return load_omniglot(root, source=data.source, verify=data.verify, ink=data.ink)
 
 
 def class_split(data: Data, images: LabelledImages) -> ClassSplit:

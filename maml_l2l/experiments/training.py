@@ -49,7 +49,8 @@ class MetaTrainer:
         self.experiment, self.split, self.device = experiment, split, device
         self.done, self.validation_accuracy, self.earlier_classes = 0, None, ()
         _check_processes(experiment.train.meta_batch)
-        self.training_tasks = task_stream(experiment, images, split, "train", experiment.train.shift)
+        changes = {"shift": experiment.train.shift, "augment": experiment.train.augment}
+        self.training_tasks = task_stream(experiment, images, split, "train", **changes)
         self.validation_tasks = task_stream(experiment, images, split, "val")
         if split["test"]:
             task_stream(experiment, images, split, "test")  # refuses what could not be evaluated, now and not then

@@ -17,6 +17,7 @@ from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.system.errors import UserError, listing
 from maml_l2l.system.learn2learn_import import KShots, MetaDataset, NWays, Taskset
+from maml_l2l.tasks import augment as augmentation
 from maml_l2l.tasks.batch import TaskBatch
 
 
@@ -26,7 +27,8 @@ class TaskStream:
     Classes and images are drawn by learn2learn's `NWays` and `KShots`. These transforms only pick indices; the collate
     gathers the images of a task at once. With `rotate` it turns all images of a class by one multiple of 90 degrees,
     drawn for each class of each task (Santoro et al., 2016; Finn et al., 2017). With `shift` it moves each image by as
-    many pixels at most, drawn for each image, down and across, as Santoro et al. do against overfitting.
+    many pixels at most, drawn for each image, down and across, as Santoro et al. do against overfitting. With `augment`
+    each image is changed as `augment.augmented` does, at this strength.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class TaskStream:
         rotate: bool,
         seed: int,
         shift: int = 0,
+        augment: float = 0.0,
         drop_small: bool = False,
     ):
         """`classes` names the classes of `split`. Raises `UserError` where they cannot serve tasks of this size.
@@ -48,7 +51,7 @@ class TaskStream:
         drop_small: leave out classes with fewer images than `shots` + `queries`, and say so.
         """
         self.images, self.ways, self.shots, self.queries = images, ways, shots, queries
-        self.rotate, self.shift, self._key = rotate, shift, f"{seed}/{split}"
+        self.rotate, self.shift, self.augment, self._key = rotate, shift, augment, f"{seed}/{split}"
         members = _members(images, classes)
         members = _servable(members, images.class_names, split, ways, shots, queries, drop_small)
         dataset = MetaDataset(TensorDataset(images.pixels, images.labels), labels_to_indices=members)
@@ -57,7 +60,7 @@ class TaskStream:
 
     def batch(self, start: int, count: int) -> TaskBatch:
         """Tasks `start`, ..., `start + count - 1` of the stream, on the CPU, float32."""
-        return self._tasks_of(self.draw(start, count))
+        return self._tasks_of(*self.draw(start, count))
 
     def batches(self, starts: Sequence[int], count: int, device: torch.device, workers: int = 0) -> Iterator[TaskBatch]:
         """`batch(start, count)` on `device`, for each of `starts`.
@@ -75,16 +78,23 @@ class TaskStream:
             worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # else it draws a number from the global one
         )
-        for pixels in loader:
-            yield self._tasks_of(pixels.to(device, non_blocking=True))
+        for drawn in loader:
+            yield self._tasks_of(*(tensor.to(device, non_blocking=True) for tensor in drawn))
 
-    def draw(self, start: int, count: int) -> torch.Tensor:
-        """(T, ways, shots + queries, C, H, W) uint8: the images of tasks `start`, ..., `start + count - 1`."""
-        return torch.stack([self._task(index) for index in range(start, start + count)])
+    def draw(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tasks `start`, ..., `start + count - 1`: images and the random numbers that augment them.
 
-    def _tasks_of(self, pixels: torch.Tensor) -> TaskBatch:
+        (T, ways, shots + queries, C, H, W) uint8 and (T, ways, shots + queries, `augment.DRAWS`) float32, or empty.
+        """
+        tasks = [self._task(index) for index in range(start, start + count)]
+        return torch.stack([pixels for pixels, _ in tasks]), torch.stack([draws for _, draws in tasks])
+
+    def _tasks_of(self, pixels: torch.Tensor, draws: torch.Tensor) -> TaskBatch:
         """The tasks of what `draw` gave, where `pixels` lie."""
-        support, query = pixels.float().div_(255).split([self.shots, self.queries], dim=2)
+        images = pixels.float().div_(255)
+        if self.augment:
+            images = augmentation.augmented(images.flatten(0, 2), draws.flatten(0, 2), self.augment).view_as(images)
+        support, query = images.split([self.shots, self.queries], dim=2)
         labels = torch.arange(self.ways, device=pixels.device)
         return TaskBatch(
             support.flatten(1, 2),
@@ -95,9 +105,13 @@ class TaskStream:
             check=False,
         )
 
-    def _task(self, index: int) -> torch.Tensor:
+    def _task(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         with _random_seeded(f"{self._key}/{index}"):
-            return self._taskset[0]
+            pixels = self._taskset[0]
+            if not self.augment:
+                return pixels, torch.empty(0)
+            draws = augmentation.draws(self.ways * (self.shots + self.queries), random.getrandbits(63))
+            return pixels, draws.view(*pixels.shape[:2], -1)
 
     def _gather(self, indices: list[int]) -> torch.Tensor:
         """(ways, shots + queries, C, H, W) uint8: the images at `indices`, which come grouped by class."""
@@ -124,12 +138,12 @@ def _leave_signals_to_the_parent(_worker: int) -> None:
 
 
 def task_stream(
-    experiment: Experiment, images: LabelledImages, split: ClassSplit, name: str, shift: int = 0
+    experiment: Experiment, images: LabelledImages, split: ClassSplit, name: str, shift: int = 0, augment: float = 0.0
 ) -> TaskStream:
-    """The tasks of the split `name`, of the size that `experiment` says. shift: see `TaskStream`."""
+    """The tasks of the split `name`, of the size that `experiment` says. shift, augment: see `TaskStream`."""
     data, sizes = experiment.data, experiment.task.model_dump()
     options = {"rotate": data.rotate, "seed": experiment.run.seed, "drop_small": data.drop_small_classes}
-    return TaskStream(images, split[name], split=name, shift=shift, **sizes, **options)
+    return TaskStream(images, split[name], split=name, shift=shift, augment=augment, **sizes, **options)
 
 
 def _shifted(pixels: torch.Tensor, most: int) -> torch.Tensor:
