@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import zipfile
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import maml_l2l
 from benchmarks import model_cards, omniglot_runs
 from maml_l2l import pretrained
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import with_overrides
 from maml_l2l.experiments.evaluation import evaluate_checkpoint
+from maml_l2l.prediction import FewShotClassifier
 from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system.errors import UserError
 
@@ -133,6 +136,18 @@ def test_a_card_starts_with_what_the_network_was_trained_on():
         first = path.with_suffix(".md").read_text(encoding="utf-8").splitlines()[2]
         assert first.startswith(f"MAML trained on {omniglot_runs.CELLS[measured[0]['cell']]} tasks of Omniglot")
         assert all(omniglot_runs.CELLS[run["cell"]] in first for run in measured)
+
+
+@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
+def test_the_python_of_a_card_names_the_drawings(path, monkeypatch, capsys):
+    monkeypatch.setattr(maml_l2l, "FewShotClassifier", FewShotClassifier, raising=False)
+    monkeypatch.chdir(ROOT)
+    code = re.search(r"```python\n(.*?)```", path.with_suffix(".md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    exec(code, {})
+    printed = capsys.readouterr().out.replace("\n", "").strip("[]").replace("'", "").split()
+    drawn = [query.stem.rstrip("0123456789") for query in sorted((ROOT / "examples/drawings/queries").glob("*.png"))]
+    assert len(printed) == len(drawn)
+    assert sum(name == right for name, right in zip(printed, drawn, strict=True)) >= 0.8 * len(drawn)
 
 
 def test_the_names_are_those_of_the_recorded_runs():
