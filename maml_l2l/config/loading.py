@@ -67,7 +67,7 @@ def changed_keys(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]
 
 
 def keys_as_markdown() -> str:
-    """The README's table of config keys."""
+    """The table of config keys in docs/configuration.md."""
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for section, name, field in documented_keys():
         default = "unset" if field.default is None else yaml.safe_dump(field.default).split("\n")[0]
