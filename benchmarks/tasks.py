@@ -18,7 +18,7 @@ from benchmarks.engines import SETTINGS
 from maml_l2l.algorithms import backbone_arguments, build_learner
 from maml_l2l.config import Algorithm, Model
 from maml_l2l.data.labelled_images import LabelledImages
-from maml_l2l.system.learn2learn_import import KShots, MetaDataset, NWays, Taskset, learn2learn
+from maml_l2l.system.learn2learn_import import learn2learn
 from maml_l2l.system.machine import describe, machine
 from maml_l2l.tasks.stream import TaskStream
 
@@ -31,17 +31,17 @@ def omniglot_sized_images() -> LabelledImages:
     return LabelledImages(pixels, torch.arange(1100).repeat_interleave(20), tuple(f"c{i:04d}" for i in range(1100)))
 
 
-def learn2learn_tasks(images: LabelledImages, ways: int, images_a_class: int) -> Taskset:
+def learn2learn_tasks(images: LabelledImages, ways: int, images_a_class: int) -> learn2learn.data.Taskset:
     """The task set of learn2learn's own Omniglot example, on images that are decoded already."""
     dataset = TensorDataset(images.pixels.float() / 255, images.labels)
     members = {label: list(range(20 * label, 20 * label + 20)) for label in range(1100)}
-    dataset = MetaDataset(dataset, labels_to_indices=members)
+    dataset = learn2learn.data.MetaDataset(dataset, labels_to_indices=members)
     transforms = learn2learn.data.transforms
-    return Taskset(
+    return learn2learn.data.Taskset(
         dataset,
         [
-            NWays(dataset, ways),
-            KShots(dataset, images_a_class),
+            transforms.NWays(dataset, ways),
+            transforms.KShots(dataset, images_a_class),
             transforms.LoadData(dataset),
             transforms.RemapLabels(dataset),
             transforms.ConsecutiveLabels(dataset),

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import maml_l2l
-from maml_l2l.system.errors import Stopped, UserError
+from maml_l2l.system.errors import Stopped, UserError, printable
 from maml_l2l.system.memory import keep_freed_memory
+from maml_l2l.system.messages import on_screen, progress_bars
 
 
 def add_set_option(parser: argparse.ArgumentParser, example: str) -> None:
@@ -55,9 +56,10 @@ def is_first_process() -> bool:
 
 def _status(main: Callable[[], None]) -> int | str | None:
     try:
-        main()
+        with on_screen(), progress_bars(is_first_process()):
+            main()
     except UserError as error:
-        print("error:", _one_line(str(error)), file=sys.stderr)
+        print("error:", printable(str(error)), file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -71,13 +73,7 @@ def _status(main: Callable[[], None]) -> int | str | None:
         torch = sys.modules.get("torch")  # not imported for this: --help does without
         if torch is None or not isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = _one_line(str(error)).partition(". GPU")[0]
+        reason = printable(str(error)).partition(". GPU")[0]
         print(f"error: {reason}. Work on fewer tasks at once: --set algorithm.task_chunk=1, or more.", file=sys.stderr)
         return 2
     return 0
-
-
-def _one_line(message: str) -> str:
-    """`message` without line breaks, and with escapes for what would steer a terminal, as a file's keys may."""
-    line = " ".join(message.splitlines())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -52,7 +52,8 @@ def main() -> None:
         train,  # PyTorch and learn2learn load here, after the config has been checked
     )
 
-    train(experiment, run_dir, arguments.save_to, resume=arguments.resume is not None)
+    resume, progress = arguments.resume is not None, commands.is_first_process()
+    train(experiment, run_dir, arguments.save_to, resume, progress=progress)
     if commands.is_first_process():
         print(f"Done. Evaluate with: python -m maml_l2l.eval --model {arguments.save_to or run_dir / 'best.pth'}")
 

@@ -17,6 +17,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
+@pytest.fixture(autouse=True)
+def everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """`caplog.text` holds what commands print of the package's messages."""
+    caplog.set_level("INFO", logger="maml_l2l")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real Omniglot archives beside this checkout."""

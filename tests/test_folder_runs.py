@@ -68,29 +68,29 @@ def test_the_checkpoint_holds_the_split_that_is_evaluated(checkpoint, monkeypatc
         accuracies(checkpoint, **{"data.split_seed": 9})
 
 
-def test_a_folder_that_the_checkpoint_does_not_know_is_evaluated_whole(checkpoint, shapes_root, tmp_path, capsys):
+def test_a_folder_that_the_checkpoint_does_not_know_is_evaluated_whole(checkpoint, shapes_root, tmp_path, caplog):
     for number in range(5):
         shutil.copytree(shapes_root / f"class{number:02d}", tmp_path / f"unknown{number}")
     assert accuracies(checkpoint, **{"data.root": str(tmp_path)}).shape == (11, 4)
-    assert f"{tmp_path} holds no class of the checkpoint's split: all 5 are evaluated" in capsys.readouterr().out
+    assert f"{tmp_path} holds no class of the checkpoint's split: all 5 are evaluated" in caplog.text
 
 
-def test_classes_that_trained_an_earlier_network_are_not_evaluated(checkpoint, shapes_root, tmp_path, capsys):
+def test_classes_that_trained_an_earlier_network_are_not_evaluated(checkpoint, shapes_root, tmp_path, caplog):
     for number in range(7):
         shutil.copytree(shapes_root / f"class{number:02d}", tmp_path / f"unknown{number}")
     tuned = dataclasses.replace(checkpoint, earlier_classes=("elsewhere", "unknown0", "unknown3"))
     found = accuracies(tuned, **{"data.root": str(tmp_path)})
-    assert "split: the 5 of 7 that never trained it are evaluated" in capsys.readouterr().out
+    assert "split: the 5 of 7 that never trained it are evaluated" in caplog.text
     for number in (0, 3):
         shutil.rmtree(tmp_path / f"unknown{number}")
     assert torch.equal(accuracies(checkpoint, **{"data.root": str(tmp_path)}), found)
 
 
-def test_the_test_classes_alone_can_be_evaluated(checkpoint, shapes_root, tmp_path, capsys):
+def test_the_test_classes_alone_can_be_evaluated(checkpoint, shapes_root, tmp_path, caplog):
     for name in checkpoint.split["test"]:
         shutil.copytree(shapes_root / name, tmp_path / name)
     assert torch.equal(accuracies(checkpoint, **{"data.root": str(tmp_path)}), accuracies(checkpoint))
-    assert "no class" not in capsys.readouterr().out
+    assert "no class" not in caplog.text
 
 
 def test_a_folder_of_training_classes_is_refused(checkpoint, shapes_root, tmp_path):
@@ -158,7 +158,7 @@ def test_the_commands_of_old_work_with_their_flags(shapes_root, tmp_path):
 def parsed(monkeypatch, *arguments):
     """What the command line hands to training: the experiment, the run folder, the second path of the checkpoint."""
     calls = []
-    monkeypatch.setattr(training, "train", lambda *given, resume: calls.append(given))
+    monkeypatch.setattr(training, "train", lambda *given, progress: calls.append(given[:3]))
     monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
     main()
     return calls[0]

@@ -247,14 +247,15 @@ def test_files_that_are_no_pictures_and_damaged_ones_are_refused_by_name(tmp_pat
 
 
 @pytest.mark.parametrize("max_memory", [4096, 1])
-def test_damaged_files_are_skipped_and_counted_on_request_each_time(tmp_path, capsys, max_memory):
+def test_damaged_files_are_skipped_and_counted_on_request_each_time(tmp_path, caplog, max_memory):
     data = {"image_size": 300, "max_memory": max_memory}
     fill(tmp_path, CLASSES)
     whole = load_folder(settings(tmp_path, **data)).pixels.clone()
     damage(tmp_path)
     for _ in range(2):
         images = load_folder(settings(tmp_path, **data, skip_damaged=True))
-        assert "left out 2 of 9 files, which cannot be read as pictures" in capsys.readouterr().out
+        assert "left out 2 of 9 files, which cannot be read as pictures" in caplog.text
+        caplog.clear()
         assert images.class_sizes() == [1, 2, 2, 2]
         assert torch.equal(images.pixels, whole[1:])
     with pytest.raises(UserError, match=r"2 of 9 files cannot be read"):
@@ -262,7 +263,7 @@ def test_damaged_files_are_skipped_and_counted_on_request_each_time(tmp_path, ca
 
 
 @pytest.mark.parametrize("max_memory", [4096, 1])
-def test_a_class_without_a_readable_picture_is_left_out_of_tasks_and_the_split_stays(tmp_path, capsys, max_memory):
+def test_a_class_without_a_readable_picture_is_left_out_of_tasks_and_the_split_stays(tmp_path, caplog, max_memory):
     fill(tmp_path, CLASSES, pictures=1)
     size = {"image_size": 600, "max_memory": max_memory}
     before = class_split(settings(tmp_path, **size), load_folder(settings(tmp_path, **size)))
@@ -270,14 +271,15 @@ def test_a_class_without_a_readable_picture_is_left_out_of_tasks_and_the_split_s
     data = settings(tmp_path, skip_damaged=True, **size)
     for _ in range(2):
         images = load_folder(data)
-        assert "left out 1 of 4 classes, which have no other: ant\n" in capsys.readouterr().out
+        assert "left out 1 of 4 classes, which have no other: ant\n" in caplog.text
+        caplog.clear()
         assert images.class_sizes() == [0, 1, 1, 1]
     assert class_split(data, images) == before
     sizes = {"ways": 2, "shots": 1, "queries": 0}
     tasks = TaskStream(images, list(CLASSES), split="train", rotate=False, seed=0, **sizes)
     with pytest.raises(UserError, match=r"task.ways is 4, but the train split holds 3 of the 4 classes"):
         TaskStream(images, list(CLASSES), split="train", rotate=False, seed=0, **sizes | {"ways": 4})
-    assert tasks.draw(0, 2).shape == (2, 2, 1, 3, 600, 600)
+    assert tasks.draw(0, 2)[0].shape == (2, 2, 1, 3, 600, 600)
 
 
 def test_a_folder_without_a_readable_picture_is_refused(tmp_path):

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,7 @@ from maml_l2l.config import Data
 from maml_l2l.data.ink import ink_pixels
 from maml_l2l.data.pictures import picture_pixels, read_picture
 from maml_l2l.system.errors import UserError
-
-ROOT = Path(__file__).parents[1]
+from tests.commands import ROOT, assert_user_error
 
 
 def noise(height, width, channels=3, seed=0):
@@ -150,19 +148,24 @@ def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path, make, message):
 
 
 @pytest.mark.parametrize("most", [30, 99])  # Pillow itself refuses above twice its limit, and warns above it
-def test_a_decompression_bomb_is_an_error_and_no_warning(tmp_path, most):
+def test_a_command_ends_at_a_decompression_bomb_with_one_line(tmp_path, most):
     Image.fromarray(noise(10, 10)).save(tmp_path / "picture.png")
     code = (
-        "import sys\nfrom PIL import Image\nfrom maml_l2l.config import Data\n"
-        "from maml_l2l.data.pictures import read_picture\nfrom maml_l2l.system.errors import UserError\n"
-        "Image.MAX_IMAGE_PIXELS = int(sys.argv[2])\n"
-        "try:\n    print(read_picture(sys.argv[1], Data()).shape)\nexcept UserError as error:\n    print(error)"
+        "import sys\nfrom PIL import Image\nfrom maml_l2l import commands\nfrom maml_l2l.config import Data\n"
+        "from maml_l2l.data.pictures import read_picture\nImage.MAX_IMAGE_PIXELS = int(sys.argv[2])\n"
+        "commands.run(lambda: print(read_picture(sys.argv[1], Data()).shape))"
     )
     found = []
     for limit in (most, 100):
         command = [sys.executable, "-c", code, str(tmp_path / "picture.png"), str(limit)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-        assert done.stderr == ""
-        found.append(done.stdout)
-    assert f"the picture {tmp_path / 'picture.png'} is too large: " in found[0] and "Scale it down." in found[0]
-    assert found[1] == "(1, 28, 28)\n"
+        found.append(subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False))
+    assert_user_error(found[0], f"the picture {tmp_path / 'picture.png'} is too large: ")
+    assert found[0].stderr.endswith("Scale it down.\n")
+    assert (found[1].stdout, found[1].stderr) == ("(1, 28, 28)\n", "")
+
+
+def test_reading_pictures_leaves_pillow_s_warning_on():
+    code = "import warnings, maml_l2l.data.pictures; print([kind.__name__ for _, _, kind, *_ in warnings.filters])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "DeprecationWarning" in done.stdout
+    assert "DecompressionBombWarning" not in done.stdout

@@ -1,12 +1,16 @@
 """Properties of the task stream, on images that carry their own identity."""
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import learn2learn as l2l
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.system.errors import UserError
@@ -78,6 +82,38 @@ def test_other_seeds_splits_and_indices_give_other_tasks():
     assert not torch.equal(first, stream(seed=1).batch(0, 20).support)
     assert not torch.equal(first, stream(split="val").batch(0, 20).support)
     assert not torch.equal(first, stream().batch(1, 20).support)
+
+
+@given(sizes, keys, st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_classes_and_images_are_those_that_learn2learn_draws(size, key, index):
+    """By its own transforms, from Python's global generator, seeded by the task's key."""
+    members = {label: list(range(IMAGES * label, IMAGES * label + IMAGES)) for label in range(CLASSES)}
+    dataset = l2l.data.MetaDataset(TensorDataset(DATA.pixels, DATA.labels), labels_to_indices=members)
+    per_class = size["shots"] + size["queries"]
+    transforms = [l2l.data.transforms.NWays(dataset, size["ways"]), l2l.data.transforms.KShots(dataset, per_class)]
+    state = random.getstate()
+    random.seed(f"{key['seed']}/{key['split']}/{index}")
+    drawn = l2l.data.Taskset(dataset, transforms, task_collate=torch.tensor)[0]
+    random.setstate(state)
+    expected = DATA.pixels[drawn].unflatten(0, (size["ways"], per_class))
+    assert torch.equal(stream(**size, **key, rotate=False).draw(index, 1)[0][0], expected)
+
+
+def test_threads_draw_the_same_tasks_while_others_use_random():
+    tasks, done = stream(shift=1), threading.Event()
+    expected = [tasks.draw(index, 1)[0] for index in range(200)]
+
+    def disturb():
+        while not done.is_set():
+            random.seed(0)
+            random.random()
+
+    with ThreadPoolExecutor(4) as pool:
+        pool.submit(disturb)
+        found = list(pool.map(lambda index: tasks.draw(index, 1)[0], range(200)))
+        done.set()
+    assert all(map(torch.equal, found, expected))
 
 
 @given(st.integers(0, 1000))
@@ -168,11 +204,9 @@ def test_classes_with_too_few_images_are_listed_with_their_counts():
         stream(images=uneven(11), split="val")
 
 
-def test_dropping_small_classes_says_so_and_leaves_the_others(capsys):
+def test_dropping_small_classes_says_so_and_leaves_the_others(caplog):
     tasks = stream(images=uneven(3), drop_small=True)
-    assert (
-        "drops classes: 3 of the 12 classes of the train split hold fewer images: class000" in capsys.readouterr().out
-    )
+    assert "drops classes: 3 of the 12 classes of the train split hold fewer images: class000" in caplog.text
     drawn = identities(tasks.batch(0, 60).support)[..., 0]
     assert set(drawn.flatten().tolist()) == set(range(3, 12))
 

@@ -71,7 +71,8 @@ class Checkpoint:
 
     def learner(self, algorithm: Algorithm | None = None) -> MetaLearner:
         """The engine that `algorithm` (None: that of the config) names, with these weights."""
-        learner = build_learner(algorithm or self.experiment.algorithm, self.backbone)
+        with torch.random.fork_rng(devices=[]):  # for initial weights, which are replaced
+            learner = build_learner(algorithm or self.experiment.algorithm, self.backbone)
         self.restore(learner)
         return learner
 

@@ -18,9 +18,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from maml_l2l.system.errors import UserError
+from maml_l2l.system.messages import progress_bar
 
 TIMEOUT_S = 20.0  # without a single byte
 PAUSES_S = (1.0, 3.0)  # before the second and the third attempt
@@ -79,7 +78,7 @@ def _read_url(url: str) -> bytes:
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
         expected = response.length  # None where the server does not say
         name = url.rpartition("/")[2]
-        with tqdm(total=expected, desc=name, unit="B", unit_scale=True, disable=None) as bar:
+        with progress_bar(total=expected, description=name, unit="B", unit_scale=True) as bar:
             while block := response.read(_BLOCK):
                 content += block
                 bar.update(len(block))
@@ -177,7 +176,7 @@ def extract(archive: Path, infos: list[zipfile.ZipInfo], folder: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{archive.name}.", suffix=".tmp") as temporary:
             staged = Path(temporary)
-            bar = tqdm(read_files(archive, infos), f"unpacking {archive.name}", len(infos), disable=None)
+            bar = progress_bar(read_files(archive, infos), f"unpacking {archive.name}", total=len(infos))
             for info, content in bar:
                 path = staged / info.filename
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import math
 import os
 import shutil
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from maml_l2l.config import Data
 from maml_l2l.data.class_folders import ClassFolders, find_classes
@@ -26,6 +26,9 @@ from maml_l2l.data.picture_files import PictureFile, digest
 from maml_l2l.data.pictures import read_picture
 from maml_l2l.system.errors import UserError, listing
 from maml_l2l.system.files import make_folder
+from maml_l2l.system.messages import progress_bar
+
+_log = logging.getLogger(__name__)
 
 DECODING_VERSION = 1  # raise it with every change that alters a pixel: it is part of the cache's key
 
@@ -58,13 +61,13 @@ def load_folder(data: Data) -> LabelledImages:
         images = cached(cache, source_key, decode, on_disk)
     skipped = len(found.files) - len(images.labels)
     if skipped:
-        tqdm.write(
+        _log.info(
             f"left out {skipped} of {len(found.files)} files, which cannot be read as pictures "
             "(data.skip_damaged: false names them)"
         )
     empty = [name for name, size in zip(images.class_names, images.class_sizes(), strict=True) if not size]
     if empty:
-        tqdm.write(f"left out {len(empty)} of {len(found.class_names)} classes, which have no other: {listing(empty)}")
+        _log.info(f"left out {len(empty)} of {len(found.class_names)} classes, which have no other: {listing(empty)}")
     return replace(images, parts=found.parts)
 
 
@@ -90,7 +93,7 @@ def _decode(found: ClassFolders, data: Data, pixels: torch.Tensor) -> LabelledIm
     labels, unread, twins = [], [], []
     first_with: dict[bytes, PictureFile] = {}
     with contextlib.closing(_read_all(found.files, data)) as pictures:
-        for file, picture in tqdm(pictures, "decoding pictures", len(found.files), unit="picture", disable=None):
+        for file, picture in progress_bar(pictures, "decoding pictures", total=len(found.files), unit="picture"):
             if isinstance(picture, UserError):
                 unread.append(str(picture))
                 continue

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from maml_l2l.data.ink import SIZE
 from maml_l2l.data.labelled_images import LabelledImages, cached
 from maml_l2l.data.normalised_ink import READERS, ink_version
 from maml_l2l.data.processes import mapped
 from maml_l2l.system.errors import UserError
+from maml_l2l.system.messages import progress_bar
 
 DRAWING_VERSION = 1  # raise it with every change that alters a pixel: it is part of the cache's key
 ALPHABETS, WRITERS, CANVAS = 50, 20, 105  # Omniglot's; the canvas in pixels
@@ -90,7 +90,7 @@ def _draw_all(alphabets: int, seed: int, ink: str) -> LabelledImages:
     sizes = list(enumerate(alphabet_sizes(alphabets), start=1))
     names = [f"Alphabet_{index:02d}/character{number:02d}" for index, size in sizes for number in range(1, size + 1)]
     drawn = mapped(partial(_draw_alphabet, seed=seed, ink=ink), sizes, at_once=2)
-    pixels = list(tqdm(drawn, "drawing glyphs", alphabets, unit="alphabet", disable=None))
+    pixels = list(progress_bar(drawn, "drawing glyphs", total=alphabets, unit="alphabet"))
     stacked = torch.from_numpy(np.concatenate(pixels)).reshape(-1, 1, SIZE, SIZE)
     return LabelledImages(stacked, torch.arange(len(names)).repeat_interleave(WRITERS), tuple(names))
 

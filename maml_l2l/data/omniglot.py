@@ -17,12 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tqdm import tqdm
-
 from maml_l2l.data import archives
 from maml_l2l.data.picture_files import PictureFile, digest, picture_file
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import make_folder, write_atomically
+from maml_l2l.system.messages import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -226,7 +225,7 @@ def _decode(files: list[PictureFile], ink: str) -> LabelledImages:
     class_names = sorted({file.class_name for file in files})
     index = {name: label for label, name in enumerate(class_names)}
     decoded = mapped(partial(_decode_file, ink=ink), [file.path for file in files], at_once=500)
-    pixels = np.stack(list(tqdm(decoded, "decoding Omniglot", len(files), disable=None)))
+    pixels = np.stack(list(progress_bar(decoded, "decoding Omniglot", total=len(files))))
     labels = [index[file.class_name] for file in files]
     return LabelledImages(torch.from_numpy(pixels[:, None]), torch.tensor(labels), tuple(class_names))
 

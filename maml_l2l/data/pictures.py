@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,6 @@ from maml_l2l.system.errors import UserError
 # All that Pillow reads but EPS, which it hands to Ghostscript, an interpreter of programs.
 Image.init()
 _FORMATS = sorted(set(Image.OPEN) - {"EPS"})
-
-# `read_picture` refuses what Pillow only warns of.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def picture_pixels(image: Image.Image, data: Data) -> np.ndarray:

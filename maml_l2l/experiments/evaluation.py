@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,8 @@ from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, find_device
 from maml_l2l.system.errors import UserError
 from maml_l2l.tasks.stream import TaskStream, task_stream
+
+_log = logging.getLogger(__name__)
 
 _TASKS_AT_ONCE = 50
 
@@ -109,5 +112,5 @@ def _stream(checkpoint: Checkpoint, experiment: Experiment, images: LabelledImag
     if classes != checkpoint.split[split] and distributed.rank() == 0:
         total = len(images.class_names)
         which = f"all {total}" if len(classes) == total else f"the {len(classes)} of {total} that never trained it"
-        tqdm.write(f"{experiment.data.root} holds no class of the checkpoint's split: {which} are evaluated")
+        _log.info(f"{experiment.data.root} holds no class of the checkpoint's split: {which} are evaluated")
     return task_stream(experiment, images, {split: classes}, split)

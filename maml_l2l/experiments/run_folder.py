@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import time
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from maml_l2l.algorithms.scores import Evaluation
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -23,6 +23,8 @@ from maml_l2l.system import distributed
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import check_writable, make_folder, remove_leftovers, write_atomically, write_json
 from maml_l2l.system.machine import machine
+
+_log = logging.getLogger(__name__)
 
 CONFIG, LAST, PREVIOUS, BEST = "config.yaml", "last.pth", "previous.pth", "best.pth"
 SESSIONS = "sessions.json"
@@ -74,7 +76,7 @@ def saved_state(path: Path, experiment: Experiment) -> Checkpoint | None:
             problems.append(f"its checkpoints {LAST} and {PREVIOUS} are gone. Put one back, or start another run.")
         if problems:
             raise UserError(f"the run cannot be resumed: {' '.join(problems)}")
-        tqdm.write(f"{path} was stopped before anything was saved: starting from the beginning")
+        _log.info(f"{path} was stopped before anything was saved: starting from the beginning")
         return None
     if problems:
         os.replace(path / LAST, path / f"{LAST}.damaged")
@@ -165,7 +167,7 @@ class RunFolder:
             self._best_accuracy, mark = accuracy, " (best)"
             save_checkpoint(dataclasses.replace(checkpoint, best_accuracy=accuracy), self.path / BEST)
             self._copy_best()
-        tqdm.write(f"meta-iteration {checkpoint.iteration}: validation accuracy {accuracy:.2f} +- {ci95:.2f} %{mark}")
+        _log.info(f"meta-iteration {checkpoint.iteration}: validation accuracy {accuracy:.2f} +- {ci95:.2f} %{mark}")
         self._metrics.sync()
         plot_curves(self.path / "metrics.jsonl", self.path / "curves.png", title=self.path.name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from maml_l2l.algorithms import backbone_arguments, build_learner
 from maml_l2l.algorithms.scores import Evaluation
@@ -22,11 +22,14 @@ from maml_l2l.experiments.evaluation import evaluate
 from maml_l2l.experiments.run_folder import NoRunFolder, RunFolder, refuse_used_folder, saved_state, started_by
 from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system import distributed
-from maml_l2l.system.device import computing, drawing_workers, find_device
+from maml_l2l.system.device import computing, drawing_workers, find_device, seeded
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.interruption import StopRequests
+from maml_l2l.system.messages import progress_bar, progress_bars
 from maml_l2l.tasks.batch import TaskBatch
 from maml_l2l.tasks.stream import task_stream
+
+_log = logging.getLogger(__name__)
 
 _WORTH_COMPILING = 1000  # meta-iterations; compiling takes the time of some hundred
 
@@ -54,13 +57,13 @@ class MetaTrainer:
         self.validation_tasks = task_stream(experiment, images, split, "val")
         if split["test"]:
             task_stream(experiment, images, split, "test")  # refuses what could not be evaluated, now and not then
-        torch.manual_seed(experiment.run.seed)
         self.backbone = backbone_arguments(experiment.model, experiment.task.ways, images.pixels.shape[1])
         compile_ = experiment.run.compile
         if compile_ == "auto":
             compile_ = device.type != "mps" and experiment.train.iterations >= _WORTH_COMPILING
         options = {"compile": compile_, "precision": experiment.run.precision}
-        self.learner = build_learner(experiment.algorithm, self.backbone, **options).to(device)
+        with seeded(experiment.run.seed, device):
+            self.learner = build_learner(experiment.algorithm, self.backbone, **options).to(device)
         self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=experiment.train.meta_lr)
 
     def iterations(self) -> Iterator[MetaIteration]:
@@ -175,18 +178,25 @@ def _check_processes(meta_batch: int) -> None:
         )
 
 
-def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, resume: bool = False) -> None:
+def train(
+    experiment: Experiment, run_dir: Path, save_to: Path | None = None, resume: bool = False, *, progress: bool = False
+) -> None:
     """Meta-train as `experiment` says and leave everything in the folder `run_dir`; see `RunFolder`.
 
     save_to: a second path for the best checkpoint.  resume: go on with the run that `run_dir` holds; so it is when
-    torchrun starts again, after a process died, what it had started.
+    torchrun starts again, after a process died, what it had started.  progress: show bars on a terminal.
     Raises `UserError` where the data cannot serve the tasks, where `run_dir` already holds a run (resume: holds none,
     or one of another config), where it or `save_to` cannot be written, and where a loss or meta-gradient is not finite.
     Raises `Stopped` after SIGINT or SIGTERM, with everything saved.
     """
     run = experiment.run
     device = find_device(run.device)
-    with computing(device, run.threads, run.precision), distributed.process_group(device):
+    with (
+        progress_bars(progress),
+        computing(device, run.threads, run.precision),
+        seeded(run.seed, device),
+        distributed.process_group(device),
+    ):
         resume = resume or (distributed.restarted() and started_by(run_dir, distributed.job()))
         # The first process reads them for all: there may be no folder that all machines share.
         saved, pretrained = distributed.from_first(lambda: _beginning(experiment, run_dir, resume))
@@ -201,7 +211,7 @@ def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, re
             if saved is None:
                 folder.save_last(trainer.checkpoint(with_optimizer=True))
             elif distributed.rank() == 0:
-                tqdm.write(f"resuming {run_dir} after {trainer.done} meta-iterations")
+                _log.info(f"resuming {run_dir} after {trainer.done} meta-iterations")
             _run(trainer, folder, run_dir.name, _resume_command(run_dir, save_to))
 
 
@@ -222,12 +232,12 @@ def _resume_command(run_dir: Path, save_to: Path | None) -> str:
 def _run(trainer: MetaTrainer, folder: RunFolder | NoRunFolder, name: str, resume_command: str) -> None:
     """The outer loop to its end or to a signal; validates, logs and saves on the way, and first what it starts from."""
     settings = trainer.experiment.train
-    shown = {"unit": "it", "initial": trainer.done, "disable": None if distributed.rank() == 0 else True}
     if trainer.done == 0 and trainer.experiment.model.pretrained is not None:
         evaluation = trainer.validate()
         folder.validated(trainer.checkpoint(with_optimizer=False), evaluation)
     with StopRequests(f"{resume_command} goes on where it stopped.") as stop:
-        progress = tqdm(trainer.iterations(), name, settings.iterations, **shown)
+        total = {"total": settings.iterations, "initial": trainer.done, "unit": "it"}
+        progress = progress_bar(trainer.iterations(), name, **total)
         for step in progress:
             stop.at_once = False
             folder.log(step.number, loss=step.loss, accuracy=step.accuracy, meta_lr=step.meta_lr)

@@ -48,6 +48,17 @@ def computing(device: torch.device, threads: int | None = None, precision: str =
         torch.set_float32_matmul_precision(before[1])
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from PyTorch's generators of the CPU and of `device` as after `seed`; the caller's state comes back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 def drawing_workers(wanted: int | None, device: torch.device) -> int:
     """The number of processes that draw tasks while `device` computes: `wanted`, or what suits the machine.
 

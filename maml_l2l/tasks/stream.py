@@ -1,34 +1,34 @@
-"""The stream that few-shot tasks come from, on learn2learn's `Taskset`."""
+"""The stream that few-shot tasks come from."""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import random
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset
 
 from maml_l2l.config import Experiment
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.system.errors import UserError, listing
-from maml_l2l.system.learn2learn_import import KShots, MetaDataset, NWays, Taskset
 from maml_l2l.tasks import augment as augmentation
 from maml_l2l.tasks.batch import TaskBatch
+
+_log = logging.getLogger(__name__)
 
 
 class TaskStream:
     """An endless, random-access sequence of tasks: a pure function of (seed, split, index).
 
-    Classes and images are drawn by learn2learn's `NWays` and `KShots`. These transforms only pick indices; the collate
-    gathers the images of a task at once. With `rotate` it turns all images of a class by one multiple of 90 degrees,
-    drawn for each class of each task (Santoro et al., 2016; Finn et al., 2017). With `shift` it moves each image by as
-    many pixels at most, drawn for each image, down and across, as Santoro et al. do against overfitting. With `augment`
-    each image is changed as `augment.augmented` does, at this strength.
+    Classes and images are those that learn2learn's `NWays` and `KShots` draw, here from a generator of each task's own
+    and not from Python's global one, which threads share. With `rotate` it turns all images of a class by one multiple
+    of 90 degrees, drawn for each class of each task (Santoro et al., 2016; Finn et al., 2017). With `shift` it moves
+    each image by as many pixels at most, drawn for each image, down and across, as Santoro et al. do against
+    overfitting. With `augment` each image is changed as `augment.augmented` does, at this strength.
     """
 
     def __init__(
@@ -53,10 +53,7 @@ class TaskStream:
         self.images, self.ways, self.shots, self.queries = images, ways, shots, queries
         self.rotate, self.shift, self.augment, self._key = rotate, shift, augment, f"{seed}/{split}"
         members = _members(images, classes)
-        members = _servable(members, images.class_names, split, ways, shots, queries, drop_small)
-        dataset = MetaDataset(TensorDataset(images.pixels, images.labels), labels_to_indices=members)
-        transforms = [NWays(dataset, ways), KShots(dataset, shots + queries)]
-        self._taskset = Taskset(dataset, transforms, task_collate=self._gather)
+        self._members = _servable(members, images.class_names, split, ways, shots, queries, drop_small)
 
     def batch(self, start: int, count: int) -> TaskBatch:
         """Tasks `start`, ..., `start + count - 1` of the stream, on the CPU, float32."""
@@ -106,19 +103,21 @@ class TaskStream:
         )
 
     def _task(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        with _random_seeded(f"{self._key}/{index}"):
-            pixels = self._taskset[0]
-            if not self.augment:
-                return pixels, torch.empty(0)
-            draws = augmentation.draws(self.ways * (self.shots + self.queries), random.getrandbits(63))
-            return pixels, draws.view(*pixels.shape[:2], -1)
+        """Of one task: the images (ways, shots + queries, C, H, W) uint8, grouped by class, and what changes them."""
+        generator = random.Random(f"{self._key}/{index}")
+        classes = generator.sample(list(self._members), self.ways)
+        drawn = [generator.sample(self._members[label], self.shots + self.queries) for label in classes]
+        pixels = self._turned_and_moved(self.images.pixels[torch.tensor(drawn)], generator)
+        if not self.augment:
+            return pixels, torch.empty(0)
+        draws = augmentation.draws(self.ways * (self.shots + self.queries), generator.getrandbits(63))
+        return pixels, draws.view(*pixels.shape[:2], -1)
 
-    def _gather(self, indices: list[int]) -> torch.Tensor:
-        """(ways, shots + queries, C, H, W) uint8: the images at `indices`, which come grouped by class."""
-        pixels = self.images.pixels[torch.tensor(indices)].unflatten(0, (self.ways, -1))
+    def _turned_and_moved(self, pixels: torch.Tensor, generator: random.Random) -> torch.Tensor:
+        """pixels: (ways, shots + queries, C, H, W)."""
         if self.rotate:
-            pixels = torch.stack([torch.rot90(of_class, random.randrange(4), (-2, -1)) for of_class in pixels])
-        return _shifted(pixels, self.shift) if self.shift else pixels
+            pixels = torch.stack([torch.rot90(of_class, generator.randrange(4), (-2, -1)) for of_class in pixels])
+        return _shifted(pixels, self.shift, generator) if self.shift else pixels
 
 
 class _Draws(Dataset):
@@ -146,10 +145,10 @@ def task_stream(
     return TaskStream(images, split[name], split=name, shift=shift, augment=augment, **sizes, **options)
 
 
-def _shifted(pixels: torch.Tensor, most: int) -> torch.Tensor:
+def _shifted(pixels: torch.Tensor, most: int, generator: random.Random) -> torch.Tensor:
     """(..., C, H, W): each image moved by -most, ..., most pixels down and across; its border fills what it leaves."""
     images = pixels.flatten(0, -4)
-    down, across = torch.tensor([[random.randint(-most, most) for _ in images] for _ in range(2)])
+    down, across = torch.tensor([[generator.randint(-most, most) for _ in images] for _ in range(2)])
     height, width = images.shape[-2:]
     rows = (torch.arange(height) - down[:, None]).clamp(0, height - 1)
     columns = (torch.arange(width) - across[:, None]).clamp(0, width - 1)
@@ -157,35 +156,24 @@ def _shifted(pixels: torch.Tensor, most: int) -> torch.Tensor:
     return moved.gather(3, columns[:, None, None, :].expand_as(images)).view_as(pixels)
 
 
-@contextmanager
-def _random_seeded(key: str) -> Iterator[None]:
-    """Seed Python's global `random`, which learn2learn's samplers draw from, and give it back as it was."""
-    state = random.getstate()
-    random.seed(key)
-    try:
-        yield
-    finally:
-        random.setstate(state)
-
-
-def _members(images: LabelledImages, classes: list[str]) -> dict[int, list[int]]:
+def _members(images: LabelledImages, classes: list[str]) -> dict[int, range]:
     """The indices of the images of each named class that has some."""
     label_of = {name: label for label, name in enumerate(images.class_names)}
     ends = torch.tensor(images.class_sizes()).cumsum(0).tolist()
     starts = [0, *ends]
-    members = {label: list(range(starts[label], ends[label])) for label in sorted(label_of[name] for name in classes)}
+    members = {label: range(starts[label], ends[label]) for label in sorted(label_of[name] for name in classes)}
     return {label: indices for label, indices in members.items() if indices}
 
 
 def _servable(
-    members: dict[int, list[int]],
+    members: dict[int, range],
     class_names: Sequence[str],
     split: str,
     ways: int,
     shots: int,
     queries: int,
     drop_small: bool,
-) -> dict[int, list[int]]:
+) -> dict[int, range]:
     """`members`, less the classes that are too small. Raises `UserError` where they do not serve, or may not go."""
     small = [label for label, indices in members.items() if len(indices) < shots + queries]
     if small:
@@ -197,7 +185,7 @@ def _servable(
                 f"{needed}, but {too_small}. Lower task.shots or task.queries, add images, or drop these classes with "
                 "data.drop_small_classes: true."
             )
-        tqdm.write(f"{needed}, so data.drop_small_classes drops classes: {too_small}")
+        _log.info(f"{needed}, so data.drop_small_classes drops classes: {too_small}")
         members = {label: indices for label, indices in members.items() if label not in small}
     if ways > len(members):
         raise UserError(
