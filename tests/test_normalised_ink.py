@@ -212,7 +212,7 @@ def test_a_checkpoint_says_which_ink_it_needs_and_older_ones_need_finn_s(glyphs_
     data = load_checkpoint(tmp_path / "run" / "last.pth").experiment.data
     assert data.ink == "normalised"
     assert (picture_pixels(drawing(), data)[0] == EXPECTED).all()
-    path = ROOT / "pretrained" / "omniglot_5w1s.pth"
+    path = ROOT / "pretrained" / "omniglot_5w5s_stride.pth"
     assert "ink" not in torch.load(path, weights_only=True)["config"]["data"]
     older = load_checkpoint(path)
     assert older.experiment.data.ink == "finn"
