@@ -49,6 +49,24 @@ def config_file(tmp_path, text):
         ("train:\n  shift: 28\n", r"`train.shift` should be less than `data.image_size`, 28, found 28"),
         ("data:\n  image_size: 32\n", r"`data.image_size` is 28 for `data.name: omniglot`, found 32"),
         ("data:\n  name: glyphs\n  channels: 3\n", r"`data.channels` is 1 for `data.name: glyphs`, found 3"),
+        (
+            "data:\n  name: folder\n  ink: normalised\n  channels: 3\n",
+            r"`data.channels` is 1 for `data.ink: normalised`, found 3",
+        ),
+        (
+            "data:\n  name: folder\n  ink: normalised\n  invert: true\n",
+            r"`data.invert` has no effect with `data.ink: normalised`, which finds the ink: leave it out, found True",
+        ),
+        (
+            "data:\n  name: folder\n  ink: normalised\n  fit: pad\n",
+            r"`data.fit` has no effect with `data.ink: normalised`, .* leave it out, found pad",
+        ),
+        ("data:\n  ink: pencil\n", r"`data.ink` should be 'finn' or 'normalised', found 'pencil'"),
+        (
+            "data:\n  name: folder\ntrain:\n  augment: 1\n",
+            r"`train.augment` is for drawings: omniglot, glyphs, or a folder with .*, found 1.0 for `data.name: fol",
+        ),
+        ("train:\n  augment: 2.5\n", r"`train.augment` should be less than or equal to 2, found 2.5"),
         ("data:\n  name: folder\n  channels: 2\n", r"`data.channels` should be 1 or 3, found 2"),
         (
             "data:\n  val_fraction: 0.6\n  test_fraction: 0.4\n",
@@ -158,3 +176,10 @@ def test_an_experiment_cannot_be_changed():
 def test_the_documentation_has_every_key():
     page = ROOT / "docs" / "configuration.md"
     assert keys_as_markdown() in page.read_text(encoding="utf-8"), "run python -m maml_l2l.config"
+
+
+def test_ink_is_finn_s_unless_asked_and_makes_a_folder_drawings():
+    assert load_experiment(None).data.ink == "finn"
+    drawings = load_experiment(None, ["data.name=folder", "data.ink=normalised", "train.augment=1"])
+    assert (drawings.data.image_size, drawings.data.channels, drawings.data.rotate) == (28, 1, False)
+    assert load_experiment(None, ["data.name=folder", "data.channels=1", "data.invert=true", "train.augment=0.5"])

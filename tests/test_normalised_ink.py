@@ -4,9 +4,23 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
+from maml_l2l.checkpoints.checkpoint import load_checkpoint
+from maml_l2l.config import Data, load_experiment
+from maml_l2l.data import normalised_ink as module
+from maml_l2l.data.glyphs import load_glyphs
+from maml_l2l.data.ink import ink_pixels
 from maml_l2l.data.normalised_ink import EXTENT, PEN, ink_mask, normalised_ink, pen_width
+from maml_l2l.data.pictures import picture_pixels, read_picture
+from maml_l2l.data.sources import load_data
+from maml_l2l.experiments.training import train
+from tests.commands import ROOT
+from tests.test_omniglot import mirror
+from tests.test_training import TINY
+
+__all__ = ["mirror"]
 
 
 def drawing(side=400, pen=8, size=0.7, at=(0.5, 0.5), ink=0, paper=255):
@@ -126,6 +140,13 @@ def test_28_pixels_and_105_of_the_same_drawing_give_nearly_the_same():
     assert same(normalised_ink(large)) and same(normalised_ink(small), least=0.8)
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(np.uint16, 65535), (np.int32, 255), (np.int32, 10**6), (np.float32, 1)])
+def test_numbers_of_any_range_are_read(dtype, most):
+    values = np.asarray(drawing()) / 255
+    for grey in (values, 1 - values):
+        assert same(normalised_ink(Image.fromarray((most * grey).astype(dtype))))
+
+
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_a_picture_of_nothing_has_no_ink(level):
     assert not normalised_ink(Image.new("L", (300, 200), level)).any()
@@ -140,3 +161,59 @@ def test_tiny_and_narrow_pictures_pass(size):
         picture = Image.new("L", size, 255 - level)
         picture.putpixel((size[0] // 2, size[1] // 2), level)
         assert normalised_ink(picture).shape == (28, 28)
+
+
+def test_people_s_pictures_go_the_way_of_the_training_data(tmp_path, mirror, glyphs_root):
+    data = Data(root=str(tmp_path), source=str(mirror), ink="normalised")
+    images = load_data(data)
+    files = sorted((tmp_path / "omniglot-py").rglob("*.png"))
+    assert len(files) == len(images.pixels)
+    for file, pixels in zip(files, images.pixels, strict=True):
+        assert (read_picture(file, data) == pixels.numpy()).all()
+    folder = load_data(Data(name="folder", root=str(tmp_path / "omniglot-py/images_evaluation"), ink="normalised"))
+    assert (folder.pixels == images.pixels[-len(folder.pixels) :]).all()
+    for drawn in (data, Data(name="glyphs", ink="normalised"), Data(name="folder", ink="normalised")):
+        assert (picture_pixels(drawing(), drawn)[0] == EXPECTED).all()
+
+
+def test_the_exif_orientation_is_honoured_before_ink_is_looked_for():
+    stored = drawing().transpose(Image.Transpose.ROTATE_90)
+    stored.getexif()[0x0112] = 6
+    assert same(picture_pixels(stored, Data(ink="normalised"))[0])
+
+
+def test_each_ink_has_its_cache_and_a_new_version_makes_a_new_one(tmp_path, mirror, monkeypatch):
+    def pixels(**keys):
+        return load_data(Data(root=str(tmp_path), source=str(mirror), **keys)).pixels
+
+    finn, normalised = pixels(), pixels(ink="normalised")
+    assert (finn != normalised).any()
+    monkeypatch.setitem(module.READERS, "finn", None)  # nothing is decoded again
+    with monkeypatch.context() as patch:
+        patch.setitem(module.READERS, "normalised", None)
+        assert (pixels() == finn).all() and (pixels(ink="normalised") == normalised).all()
+    monkeypatch.setattr(module, "NORMALISATION_VERSION", 0)
+    monkeypatch.setitem(module.READERS, "normalised", lambda image: np.full((28, 28), 7, np.uint8))
+    assert (pixels() == finn).all() and (pixels(ink="normalised") == 7).all()
+
+
+def test_glyphs_are_the_same_drawings_in_either_ink(glyphs_root):
+    finn, normalised = (load_glyphs(glyphs_root, alphabets=1, ink=ink) for ink in ("finn", "normalised"))
+    assert finn.class_names == normalised.class_names
+    assert finn.pixels.unique().tolist() == [0, 255]
+    for small, ink in zip(finn.pixels[::40, 0].numpy(), normalised.pixels[::40, 0].numpy(), strict=True):
+        again = normalised_ink(Image.fromarray(255 - small))
+        assert np.corrcoef(again.ravel(), ink.ravel())[0, 1] > 0.7
+
+
+def test_a_checkpoint_says_which_ink_it_needs_and_older_ones_need_finn_s(glyphs_root, tmp_path):
+    settings = [*TINY, f"data.root={glyphs_root}", "data.ink=normalised", "train.augment=1", "train.iterations=2"]
+    train(load_experiment(None, settings), tmp_path / "run")
+    data = load_checkpoint(tmp_path / "run" / "last.pth").experiment.data
+    assert data.ink == "normalised"
+    assert (picture_pixels(drawing(), data)[0] == EXPECTED).all()
+    path = ROOT / "pretrained" / "omniglot_5w5s_stride.pth"
+    assert "ink" not in torch.load(path, weights_only=True)["config"]["data"]
+    older = load_checkpoint(path)
+    assert older.experiment.data.ink == "finn"
+    assert (picture_pixels(drawing(), older.experiment.data)[0] == ink_pixels(drawing())).all()
