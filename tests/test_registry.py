@@ -82,15 +82,15 @@ def test_what_is_no_factory_is_refused(name, factory, message):
     [
         (lambda: None, "made an object of type NoneType. Its factory must return a torch.nn.Module"),
         (
-            lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)),
-            r"the layer `1` \(BatchNorm2d\) keeps running statistics, .*`torch.func.replace_all_batch_norm_modules_\(",
+            lambda: nn.Sequential(nn.BatchNorm2d(3)),
+            r"statistics \(0\), .*torch.func.replace_all_batch_norm_modules_\(m",
         ),
-        (lambda: nn.InstanceNorm2d(3, track_running_stats=True), "or build them with track_running_stats=False"),
+        (lambda: nn.InstanceNorm2d(3, track_running_stats=True), "or build it with track_running_stats=False"),
     ],
 )
 def test_a_network_that_engines_cannot_take_is_refused_by_their_builder(network, message):
     register_backbone("mine", lambda ways: network())
-    with pytest.raises(UserError, match=f"the backbone mine:? .*{message}"):
+    with pytest.raises(UserError, match=message):
         build_learner(Algorithm(), {"name": "mine", "ways": 3})
 
 

@@ -12,7 +12,6 @@ from torch import nn
 from maml_l2l.backbones.conv4 import Conv4
 from maml_l2l.backbones.mlp import MLP
 from maml_l2l.backbones.resnet12 import ResNet12
-from maml_l2l.backbones.statistics import refuse_running_statistics
 from maml_l2l.config import BACKBONES, Model
 from maml_l2l.config.problems import shortened, shown
 from maml_l2l.system.errors import UserError, listing
@@ -78,8 +77,7 @@ def use_backbone(name: str) -> None:
 def build_backbone(arguments: dict[str, Any]) -> nn.Module:
     """A freshly initialised network of the backbone `arguments["name"]`, made with the other arguments.
 
-    Raises `UserError` where the name is not registered, where its factory makes no network, and where the network keeps
-    running statistics. Nothing is imported.
+    Raises `UserError` where the name is not registered and where its factory makes no network. Nothing is imported.
     """
     name = arguments["name"]
     network = _factory(name)(**{key: value for key, value in arguments.items() if key != "name"})
@@ -88,10 +86,6 @@ def build_backbone(arguments: dict[str, Any]) -> nn.Module:
         raise UserError(
             f"the backbone {name} made an object of type {found}. Its factory must return a torch.nn.Module."
         )
-    try:
-        refuse_running_statistics(network)
-    except UserError as error:
-        raise UserError(f"the backbone {name}: {error}") from None
     return network
 
 
@@ -104,8 +98,9 @@ def backbone_arguments(model: Model, ways: int, channels: int, image_size: int) 
 
 def factory_arguments(name: str, factory: Factory | None = None) -> list[str]:
     """The keyword arguments that `factory` (None: that of the registered `name`) asks for, `ways` among them."""
+    factory = _factory(name) if factory is None else factory
     try:
-        parameters = inspect.signature(factory or _factory(name)).parameters.values()
+        parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
         raise UserError(f"the backbone {name}: found {shown(factory)}, expected a function or a class.") from None
     names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

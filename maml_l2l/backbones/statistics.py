@@ -1,4 +1,4 @@
-"""Where batch normalisation takes its statistics from: the images at hand, or the first of them; never running ones."""
+"""Where batch normalisation takes its statistics from."""
 
 from __future__ import annotations
 
@@ -10,20 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maml_l2l.system.errors import UserError
-
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-def refuse_running_statistics(network: nn.Module) -> None:
-    """Raise `UserError` where a layer of `network` keeps running statistics, which the tasks would share."""
-    for name, module in network.named_modules():
-        if getattr(module, "running_mean", None) is not None:
-            raise UserError(
-                f"the layer `{name}` ({type(module).__name__}) keeps running statistics, which would carry over from "
-                "one task to another. Replace all of them with the line "
-                "`torch.func.replace_all_batch_norm_modules_(network)`, or build them with track_running_stats=False."
-            )
 
 
 @contextmanager
