@@ -23,7 +23,7 @@ from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import Data
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.pictures import picture_pixels
-from maml_l2l.experiments.evaluation import evaluate
+from maml_l2l.experiments.evaluation import evaluate_learner
 from maml_l2l.system.device import find_device
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.machine import machine
@@ -73,7 +73,8 @@ def main() -> None:
     images = load_digits(experiment.data)
     stream = TaskStream(images, list(images.class_names), split="digits", rotate=False, seed=0, **SIZES)
     options = {"tasks": arguments.tasks, "steps": [experiment.algorithm.inner_steps], "device": device}
-    network = evaluate(checkpoint.learner().to(device), stream, **options, normalisation="support", progress=True)
+    options |= {"normalisation": "support", "progress": True}
+    network = evaluate_learner(checkpoint.learner().to(device), stream, **options)
     found = {"network": network, "cosine nearest neighbour": nearest_neighbour(stream.batch(0, arguments.tasks))}
     rows = [{"by": name, "accuracy": one.mean()[0], "ci95": one.ci95()[0]} for name, one in found.items()]
     print(f"{arguments.tasks} 5-way 5-shot tasks of handwritten digits, {arguments.model}")

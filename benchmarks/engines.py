@@ -90,6 +90,7 @@ def make_step(engine: str, setting: Setting, order: str, device: str) -> Callabl
         algorithm = Algorithm(order=order, inner_lr=setting.inner_lr, inner_steps=setting.steps)
         keep_freed_memory()  # as the command that trains does
         precision = "bfloat16" if engine == "bfloat16" else "float32"
+        backbone["name"] = "conv4"
         learner = build_learner(algorithm, backbone, compile=engine != "vectorized", precision=precision)
     learner.to(device)
     tasks = tasks.to(torch.device(device))

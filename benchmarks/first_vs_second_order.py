@@ -26,10 +26,10 @@ from benchmarks import common
 from benchmarks.engines import peak_memory
 from maml_l2l import commands
 from maml_l2l.algorithms import build_learner
-from maml_l2l.backbones import Conv4
+from maml_l2l.backbones import Conv4, build_backbone
 from maml_l2l.config import Algorithm, Experiment, load_experiment, with_overrides
 from maml_l2l.data.sources import class_split, load_data
-from maml_l2l.experiments.evaluation import evaluate
+from maml_l2l.experiments.evaluation import evaluate_learner
 from maml_l2l.experiments.training import MetaTrainer
 from maml_l2l.system.machine import describe, machine
 from maml_l2l.tasks.batch import TaskBatch
@@ -103,7 +103,7 @@ def _test(trainer: MetaTrainer) -> dict:
     experiment = trainer.experiment
     images = trainer.training_tasks.images
     stream = task_stream(experiment, images, trainer.split, "test")
-    evaluation = evaluate(
+    evaluation = evaluate_learner(
         trainer.learner,
         stream,
         tasks=experiment.eval.tasks,
@@ -118,7 +118,7 @@ def _sweeps(trainer: MetaTrainer, probe: TaskBatch) -> dict:
     """Both meta-gradients against inner steps and inner learning rate, at the initial and at the trained weights."""
     algorithm, backbone = trainer.experiment.algorithm, trainer.backbone
     torch.manual_seed(trainer.experiment.run.seed)
-    networks = {"initial": Conv4(**backbone), "trained": trainer.learner.module}
+    networks = {"initial": build_backbone(backbone), "trained": trainer.learner.module}
     return {
         name: {
             "steps": [compare(network, backbone, probe, steps, algorithm.inner_lr) for steps in INNER_STEPS],

@@ -23,7 +23,7 @@ from benchmarks.omniglot_runs import CELLS, LOCAL, figure, own_cell, run_name, t
 from maml_l2l import commands
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from maml_l2l.config import Experiment, documented_keys, with_overrides
-from maml_l2l.experiments.evaluation import evaluate_checkpoint
+from maml_l2l.experiments.evaluation import evaluate
 from maml_l2l.experiments.run_folder import BEST, LAST, SESSIONS
 from maml_l2l.reports.tables import evaluation_json, evaluation_protocol
 from maml_l2l.system.errors import UserError
@@ -35,7 +35,7 @@ def evaluations(checkpoint: Checkpoint, experiment: Experiment) -> dict:
     found = {}
     for normalisation in ("batch", "support"):
         read = with_overrides(experiment, {"algorithm.normalisation": normalisation}, "the benchmark")
-        evaluation = evaluate_checkpoint(checkpoint, read, "test")
+        evaluation = evaluate(checkpoint, read, "test")
         found[normalisation] = evaluation_json(evaluation, evaluation_protocol(read, "test"))
     return found
 
@@ -45,7 +45,7 @@ def measured_on(checkpoint: Checkpoint, experiment: Experiment, other: str) -> d
     sized = with_overrides(experiment, task_sizes(other), "--also")
     steps = sized.algorithm.inner_steps
     sizes = {"eval.tasks": sized.train.validate_tasks, "eval.steps": steps}
-    validation = evaluate_checkpoint(checkpoint, with_overrides(sized, sizes, "--also"), "val")
+    validation = evaluate(checkpoint, with_overrides(sized, sizes, "--also"), "val")
     return {"val_accuracy": validation.mean()[steps], "evaluations": evaluations(checkpoint, sized)}
 
 

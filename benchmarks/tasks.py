@@ -15,7 +15,8 @@ from torch.utils.data import TensorDataset
 
 from benchmarks import common
 from benchmarks.engines import SETTINGS
-from maml_l2l.algorithms import backbone_arguments, build_learner
+from maml_l2l.algorithms import build_learner
+from maml_l2l.backbones import backbone_arguments
 from maml_l2l.config import Algorithm, Model
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.system.learn2learn_import import learn2learn
@@ -56,7 +57,7 @@ def measure(images: LabelledImages, setting: str) -> dict:
     sizes, count = {"ways": size.ways, "shots": size.shots, "queries": size.queries}, size.tasks
     stream = TaskStream(images, list(images.class_names), split="train", rotate=True, seed=0, **sizes)
     theirs = learn2learn_tasks(images, size.ways, size.shots + size.queries)
-    learner = build_learner(Algorithm(), backbone_arguments(Model(), size.ways, channels=1))
+    learner = build_learner(Algorithm(), backbone_arguments(Model(), size.ways, channels=1, image_size=28))
     batch = stream.batch(0, count)
     times: dict[str, list[float]] = {"ours": [], "learn2learn": [], "step": []}
     for repeat in range(REPEATS):

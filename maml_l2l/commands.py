@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 import maml_l2l
 from maml_l2l.system.errors import Stopped, UserError, printable
@@ -29,6 +29,26 @@ def add_set_option(parser: argparse.ArgumentParser, example: str) -> None:
 def add_version_option(parser: argparse.ArgumentParser) -> None:
     """Add `--version`, which prints it and ends the command."""
     parser.add_argument("--version", action="version", version=f"maml_l2l {maml_l2l.__version__}")
+
+
+def use_named_backbone(settings: Iterable[str], alone: bool = False) -> None:
+    """Make the backbone available that `--set model.name=NAME` names, which permits a checkpoint to name it, too.
+
+    alone: refuse settings of other keys, which would have no effect.
+    """
+    from maml_l2l.backbones import use_backbone  # PyTorch loads here, not for --help
+    from maml_l2l.config.yaml_values import apply_override
+
+    values: dict[str, Any] = {}
+    for setting in settings:
+        apply_override(values, setting)
+        if alone and setting.partition("=")[0].strip() != "model.name":
+            raise UserError(
+                f"--set {setting}: a prediction takes all but model.name from the checkpoint. Leave it out."
+            )
+    name = values.get("model", {}).get("name")
+    if isinstance(name, str):  # what else it may be, the config's own check refuses
+        use_backbone(name)
 
 
 def run(main: Callable[[], None]) -> NoReturn:

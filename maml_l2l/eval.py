@@ -6,7 +6,6 @@ import argparse
 
 from maml_l2l import commands
 from maml_l2l.config import with_overrides
-from maml_l2l.pretrained import find_checkpoint
 
 
 def main() -> None:
@@ -30,17 +29,16 @@ def main() -> None:
     arguments = parser.parse_args()
 
     # PyTorch and learn2learn load here, not for --help
-    from maml_l2l.checkpoints.checkpoint import load_checkpoint
-    from maml_l2l.experiments.evaluation import evaluate_checkpoint
+    from maml_l2l.checkpoints.checkpoint import load_pretrained
+    from maml_l2l.experiments.evaluation import evaluate, on_this_machine
     from maml_l2l.reports import plots, tables
     from maml_l2l.system.files import write_json
 
-    checkpoint = load_checkpoint(find_checkpoint(arguments.model))
-    trained = checkpoint.experiment
-    here = trained.run.model_copy(update={"device": "auto", "threads": None})  # the machine that trained it is another
-    trained = trained.model_copy(update={"run": here})
+    commands.use_named_backbone(arguments.set)
+    checkpoint = load_pretrained(arguments.model)
+    trained = on_this_machine(checkpoint.experiment)
     experiment = with_overrides(trained, _overrides(arguments), "the command line", arguments.set)
-    evaluation = evaluate_checkpoint(checkpoint, experiment, arguments.split)
+    evaluation = evaluate(checkpoint, experiment, arguments.split, progress=True)
     if not commands.is_first_process():
         return
     protocol = tables.evaluation_protocol(experiment, arguments.split)

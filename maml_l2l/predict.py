@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from maml_l2l import commands
-from maml_l2l.pretrained import find_checkpoint
 
 
 def main() -> None:
@@ -21,6 +20,7 @@ def main() -> None:
         "--query", metavar="FILE_OR_DIR", required=True, nargs="+", type=Path, help="pictures, and folders of pictures"
     )
     parser.add_argument("--steps", type=int, metavar="N", help="inner steps (default: as many as in training)")
+    commands.add_set_option(parser, example="model.name=package.module:factory")
     parser.add_argument("--json", metavar="FILE", help="write all probabilities as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw the support set and the queries with their predictions")
     commands.add_version_option(parser)
@@ -32,7 +32,8 @@ def main() -> None:
     from maml_l2l.reports import plots, tables
     from maml_l2l.system.files import write_json
 
-    classifier = FewShotClassifier(find_checkpoint(arguments.model), arguments.steps)
+    commands.use_named_backbone(arguments.set, alone=True)
+    classifier = FewShotClassifier(arguments.model, arguments.steps)
     examples, labels = support_pictures(arguments.support)
     queries = query_pictures(arguments.query)
     probabilities = classifier.fit(examples, labels).predict_proba(queries)

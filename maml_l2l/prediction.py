@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from maml_l2l.checkpoints import checkpoint as checkpoints
-from maml_l2l.checkpoints.checkpoint import Checkpoint
+from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
 from maml_l2l.config import Data, with_overrides
 from maml_l2l.data.pictures import picture_pixels, read_picture
 from maml_l2l.system.device import find_device
@@ -152,7 +151,7 @@ class FewShotClassifier:
         if not isinstance(self.checkpoint, (str, os.PathLike)):
             kind = type(self.checkpoint).__name__
             raise UserError(f"checkpoint: expected the path of a file, a name or a Checkpoint, found {kind}.")
-        return getattr(checkpoints, "load_pretrained", checkpoints.load_checkpoint)(self.checkpoint)
+        return load_pretrained(self.checkpoint)
 
     def _logits(self, queries: torch.Tensor) -> torch.Tensor:
         """queries: (N, C, H, W) uint8 -> (N, len(classes_)) of the network adapted to the support set."""

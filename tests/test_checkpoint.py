@@ -31,6 +31,22 @@ def checkpoint():
     )
 
 
+def write_unchecked(checkpoint, path):
+    """A file as anybody can write it."""
+    torch.save({"format": FORMAT, "version": VERSION, **vars(checkpoint)}, path)
+
+
+def assert_refused(checkpoint, path, message):
+    """Saving refuses `checkpoint` before it writes, and so does loading it from a file that somebody else wrote."""
+    with pytest.raises(UserError, match=message):
+        save_checkpoint(checkpoint, path)
+    assert not path.exists()
+    write_unchecked(checkpoint, path)
+    with pytest.raises(UserError, match=message) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
 def test_what_is_saved_is_loaded(checkpoint, tmp_path):
     save_checkpoint(checkpoint, tmp_path / "x.pth")
     loaded = load_checkpoint(tmp_path / "x.pth")
@@ -61,14 +77,13 @@ def test_learned_step_sizes_are_part_of_a_checkpoint(checkpoint, tmp_path):
 )
 def test_step_sizes_that_do_not_fit_the_config_are_refused(checkpoint, tmp_path, steps, inner_lrs, message):
     config = learning_config(steps) if steps else checkpoint.config
-    save_checkpoint(dataclasses.replace(checkpoint, config=config, inner_lrs=inner_lrs), tmp_path / "x.pth")
-    with pytest.raises(UserError, match=message):
-        load_checkpoint(tmp_path / "x.pth")
+    assert_refused(dataclasses.replace(checkpoint, config=config, inner_lrs=inner_lrs), tmp_path / "x.pth", message)
 
 
 def test_the_backbone_loads_in_plain_pytorch(checkpoint, tmp_path):
     save_checkpoint(checkpoint, tmp_path / "x.pth")
     content = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert content["backbone"].pop("name") == "conv4"
     network = Conv4(**content["backbone"])
     network.load_state_dict(content["weights"])
     assert network(torch.rand(5, 1, 28, 28)).shape == (5, 5)
@@ -165,13 +180,13 @@ class WithAttributes(OrderedDict):
 
 def test_attributes_of_a_state_dict_are_left_behind(checkpoint, tmp_path):
     hostile = WithAttributes(checkpoint.weights, _metadata=5)
-    save_checkpoint(dataclasses.replace(checkpoint, weights=hostile), tmp_path / "x.pth")
+    write_unchecked(dataclasses.replace(checkpoint, weights=hostile), tmp_path / "x.pth")
     assert load_checkpoint(tmp_path / "x.pth").learner().module.state_dict().keys() == checkpoint.weights.keys()
 
 
 def test_a_state_dict_with_a_hidden_method_is_refused(checkpoint, tmp_path):
     hostile = WithAttributes(checkpoint.weights, items=5)
-    save_checkpoint(dataclasses.replace(checkpoint, weights=hostile), tmp_path / "x.pth")
+    write_unchecked(dataclasses.replace(checkpoint, weights=hostile), tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"x.pth is not a valid checkpoint: `weights` should be a valid mapping"):
         load_checkpoint(tmp_path / "x.pth")
 
@@ -206,10 +221,7 @@ def test_a_state_dict_with_a_hidden_method_is_refused(checkpoint, tmp_path):
     ],
 )
 def test_contents_that_do_not_fit_are_refused_with_path_field_and_value(checkpoint, tmp_path, field, value, message):
-    save_checkpoint(dataclasses.replace(checkpoint, **{field: value}), tmp_path / "x.pth")
-    with pytest.raises(UserError, match=message) as caught:
-        load_checkpoint(tmp_path / "x.pth")
-    assert str(tmp_path / "x.pth") in str(caught.value)
+    assert_refused(dataclasses.replace(checkpoint, **{field: value}), tmp_path / "x.pth", message)
 
 
 @pytest.mark.parametrize(
@@ -223,9 +235,8 @@ def test_contents_that_do_not_fit_are_refused_with_path_field_and_value(checkpoi
 )
 def test_weights_that_do_not_fit_are_refused(checkpoint, tmp_path, bias, message):
     weights = checkpoint.weights | {"head.bias": bias}
-    save_checkpoint(dataclasses.replace(checkpoint, weights=weights), tmp_path / "x.pth")
-    with pytest.raises(UserError, match=f"`weights.head.bias` {message}"):
-        load_checkpoint(tmp_path / "x.pth")
+    refused = dataclasses.replace(checkpoint, weights=weights)
+    assert_refused(refused, tmp_path / "x.pth", f"`weights.head.bias` {message}")
 
 
 def test_missing_and_unknown_fields_are_named(checkpoint, tmp_path):

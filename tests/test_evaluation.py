@@ -13,7 +13,7 @@ from maml_l2l.algorithms.loop import LoopMAML
 from maml_l2l.algorithms.scores import Evaluation
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment, with_overrides
-from maml_l2l.experiments.evaluation import evaluate, evaluate_checkpoint
+from maml_l2l.experiments.evaluation import evaluate, evaluate_learner
 from maml_l2l.experiments.training import train
 from maml_l2l.reports import plots, tables
 from maml_l2l.system.errors import UserError
@@ -31,7 +31,7 @@ def checkpoint(glyphs_root, tmp_path_factory):
 
 def run(checkpoint, split="test", **overrides):
     overrides = {"eval.tasks": 20, "eval.steps": 3} | overrides
-    return evaluate_checkpoint(checkpoint, with_overrides(checkpoint.experiment, overrides, "the test"), split)
+    return evaluate(checkpoint, with_overrides(checkpoint.experiment, overrides, "the test"), split)
 
 
 def test_mean_and_interval_follow_their_definitions():
@@ -53,7 +53,7 @@ def test_every_step_from_zero_is_scored_and_the_same_seed_gives_the_same_figures
 def test_accuracy_is_counted_on_the_adapted_network(checkpoint):
     """One task after another with learn2learn's own calls."""
     experiment = with_overrides(checkpoint.experiment, {"eval.tasks": 6, "eval.steps": 2, "task.queries": 4}, "test")
-    evaluation = evaluate_checkpoint(checkpoint, experiment, "test")
+    evaluation = evaluate(checkpoint, experiment, "test")
     from maml_l2l.data.sources import load_data
 
     tasks = task_stream(experiment, load_data(experiment.data), checkpoint.split, "test").batch(0, 6)
@@ -69,7 +69,7 @@ def test_accuracy_is_counted_on_the_adapted_network(checkpoint):
 def test_with_support_statistics_each_query_is_scored_as_if_it_were_alone(checkpoint):
     overrides = {"eval.tasks": 6, "eval.steps": 1, "task.queries": 4, "algorithm.normalisation": "support"}
     experiment = with_overrides(checkpoint.experiment, overrides, "test")
-    evaluation = evaluate_checkpoint(checkpoint, experiment, "test")
+    evaluation = evaluate(checkpoint, experiment, "test")
     from maml_l2l.data.sources import load_data
 
     tasks = task_stream(experiment, load_data(experiment.data), checkpoint.split, "test").batch(0, 6)
@@ -90,7 +90,7 @@ def test_an_untrained_network_without_adaptation_is_at_chance(checkpoint):
 
     experiment = checkpoint.experiment
     stream = task_stream(experiment, load_data(experiment.data), checkpoint.split, "test")
-    evaluation = evaluate(fresh, stream, tasks=300, steps=[0], device=torch.device("cpu"))
+    evaluation = evaluate_learner(fresh, stream, tasks=300, steps=[0], device=torch.device("cpu"))
     assert evaluation.mean()[0] == pytest.approx(100 / 3, abs=5)
 
 
@@ -121,7 +121,7 @@ def test_other_data_than_the_checkpoint_s_are_refused(checkpoint):
     checkpoint.split["test"].append("Alphabet_99/character01")
     try:
         with pytest.raises(UserError, match=r"1 of the 27 test classes of the checkpoint are not in .*Alphabet_99"):
-            evaluate_checkpoint(checkpoint, experiment, "test")
+            evaluate(checkpoint, experiment, "test")
     finally:
         checkpoint.split["test"].pop()
 

@@ -10,7 +10,7 @@ import torch
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment, with_overrides
 from maml_l2l.experiments import training
-from maml_l2l.experiments.evaluation import evaluate_checkpoint
+from maml_l2l.experiments.evaluation import evaluate
 from maml_l2l.experiments.training import train
 from maml_l2l.system.errors import UserError
 from maml_l2l.train import main
@@ -32,7 +32,7 @@ def experiment(root, *overrides):
 
 
 def accuracies(checkpoint, **overrides):
-    return evaluate_checkpoint(
+    return evaluate(
         checkpoint, with_overrides(checkpoint.experiment, overrides, "the test"), "test"
     ).accuracies
 

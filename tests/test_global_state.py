@@ -12,7 +12,7 @@ import torch
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.sources import class_split, load_data
-from maml_l2l.experiments.evaluation import evaluate_checkpoint
+from maml_l2l.experiments.evaluation import evaluate
 from maml_l2l.experiments.training import MetaTrainer, train
 from maml_l2l.prediction import FewShotClassifier
 from maml_l2l.system.messages import LOGGER, on_screen, progress_bar, progress_bars
@@ -90,7 +90,7 @@ ACTIONS = {
     "adapt": adapt,
     "make a trainer": make_trainer,
     "train and resume": resume,
-    "evaluate": lambda experiment, path, _folder: evaluate_checkpoint(load_checkpoint(path), experiment, "test"),
+    "evaluate": lambda experiment, path, _folder: evaluate(load_checkpoint(path), experiment, "test"),
 }
 
 

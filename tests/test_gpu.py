@@ -8,7 +8,7 @@ from maml_l2l.algorithms.vectorized import VectorizedMAML
 from maml_l2l.backbones import Conv4
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
-from maml_l2l.experiments.evaluation import evaluate_checkpoint
+from maml_l2l.experiments.evaluation import evaluate
 from maml_l2l.experiments.training import train
 from tests.test_engines import ORDERS, SETTINGS, gradient, random_tasks, relative_error
 from tests.test_resume import same_state
@@ -71,6 +71,6 @@ def test_an_evaluation_gives_the_figures_of_a_cpu(glyphs_root, tmp_path):
     on = {name: load_experiment(None, [*overrides, f"run.device={name}"]) for name in ("cpu", "cuda")}
     train(on["cpu"], tmp_path / "run")
     checkpoint = load_checkpoint(tmp_path / "run" / "best.pth")
-    on_cpu, on_gpu = (evaluate_checkpoint(checkpoint, on[name], "val") for name in ("cpu", "cuda"))
+    on_cpu, on_gpu = (evaluate(checkpoint, on[name], "val") for name in ("cpu", "cuda"))
     torch.testing.assert_close(on_gpu.losses, on_cpu.losses, rtol=1e-3, atol=1e-4)
     assert (on_gpu.accuracies != on_cpu.accuracies).double().mean() < 0.02

@@ -15,7 +15,7 @@ from benchmarks import model_cards, omniglot_runs
 from maml_l2l import pretrained
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import with_overrides
-from maml_l2l.experiments.evaluation import evaluate_checkpoint
+from maml_l2l.experiments.evaluation import evaluate
 from maml_l2l.prediction import FewShotClassifier
 from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system.errors import UserError
@@ -61,7 +61,7 @@ def test_a_published_checkpoint_reaches_its_stated_accuracy(path, run, normalisa
     overrides |= {"algorithm.engine": "loop"}  # the faster one for evaluating large tasks and max-pooling on CPUs
     overrides |= {"algorithm.normalisation": normalisation}
     experiment = with_overrides(checkpoint.experiment, overrides, "the test")
-    found = evaluate_checkpoint(checkpoint, experiment, "test").mean()[steps]
+    found = evaluate(checkpoint, experiment, "test").mean()[steps]
     accuracy = stated["accuracy"][str(steps)]
     deviation = accuracy["ci95"] / 1.96 * math.sqrt(stated["tasks"])  # of one task
     assert abs(found - accuracy["mean"]) < 4 * deviation * math.sqrt(1 / tasks - 1 / stated["tasks"])

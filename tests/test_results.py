@@ -11,7 +11,7 @@ import pytest
 from benchmarks import model_cards, omniglot, omniglot_report, omniglot_runs
 from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from maml_l2l.config import load_experiment, parse_experiment, with_overrides
-from maml_l2l.experiments.evaluation import evaluate_checkpoint
+from maml_l2l.experiments.evaluation import evaluate
 from maml_l2l.experiments.training import train
 from maml_l2l.system.errors import UserError
 from tests.test_training import TINY
@@ -98,15 +98,15 @@ def test_a_finished_run_is_recorded_published_and_reported(glyphs_root, recorded
     assert with_overrides(again, local, "the test") == experiment
 
     best = load_checkpoint(recorded / "run" / "best.pth")
-    expected = evaluate_checkpoint(best, experiment, "test")
+    expected = evaluate(best, experiment, "test")
     found = [run["evaluations"]["batch"]["accuracy"][str(step)]["mean"] for step in range(3)]
     assert found == pytest.approx(expected.mean())
     larger = with_overrides(experiment, {"task.shots": 5, "task.queries": 5}, "the test")
-    larger_expected = evaluate_checkpoint(best, larger, "test")
+    larger_expected = evaluate(best, larger, "test")
     assert other["evaluations"]["batch"]["accuracy"]["1"]["mean"] == pytest.approx(larger_expected.mean()[1])
 
     validated = with_overrides(larger, {"eval.tasks": larger.train.validate_tasks}, "the test")
-    assert other["val_accuracy"] == pytest.approx(evaluate_checkpoint(best, validated, "val").mean()[1])
+    assert other["val_accuracy"] == pytest.approx(evaluate(best, validated, "val").mean()[1])
 
     path = recorded / "pretrained" / "tiny.pth"
     assert omniglot_runs.published_networks(runs) == {path: [run, other]}

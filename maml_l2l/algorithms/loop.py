@@ -10,6 +10,7 @@ from torch.func import functional_call
 from maml_l2l.algorithms.clone import TaskClone
 from maml_l2l.algorithms.heads import identity_head, prototype_head
 from maml_l2l.algorithms.meta_learner import MetaLearner
+from maml_l2l.backbones import first_images_normalise
 from maml_l2l.tasks.batch import TaskBatch
 
 
@@ -49,4 +50,5 @@ class LoopMAML(MetaLearner):
 def _query_outputs(learner: TaskClone, support: torch.Tensor, query: torch.Tensor, normalisation: str) -> torch.Tensor:
     if normalisation == "batch":
         return learner(query)
-    return learner(torch.cat([support, query]), statistics_from=len(support))[len(support) :]
+    with first_images_normalise(learner.module, len(support)):
+        return learner(torch.cat([support, query]))[len(support) :]

@@ -123,7 +123,7 @@ class MetaLearner(MAML):
 
         steps: not negative, each greater than the one before.
         normalisation: `batch` scores all queries of a task as one batch; `support` normalises each query with the
-        statistics of the support images alone (the backbone must take `statistics_from`).
+        statistics of the support images alone (see `first_images_normalise`).
         Under `torch.no_grad()` the inner loop still takes its gradients, but nothing leads back to the initial weights.
         """
         if list(steps) != sorted(set(steps)) or not steps or steps[0] < 0:

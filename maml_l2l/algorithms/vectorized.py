@@ -15,6 +15,7 @@ from maml_l2l.algorithms.compiling import CompiledPieces
 from maml_l2l.algorithms.heads import BIAS, WEIGHT, identity_head, prototype_head
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.algorithms.scores import Scores
+from maml_l2l.backbones import first_images_normalise
 from maml_l2l.system.errors import UserError
 from maml_l2l.tasks.batch import TaskBatch
 
@@ -177,7 +178,7 @@ class VectorizedMAML(MetaLearner):
         if normalisation == "batch":
             return self._forward(theta, eta, query, ways)
         images, count = torch.cat([support, query], dim=1), support.shape[1]
-        return self._forward(theta, eta, images, ways, statistics_from=count)[:, count:]
+        return self._forward(theta, eta, images, ways, first=count)[:, count:]
 
     def _problem(self, support: torch.Tensor, labels: torch.Tensor, ways: int | None) -> Problem:
         def support_loss(theta: Parameters, eta: Parameters) -> torch.Tensor:
@@ -188,18 +189,16 @@ class VectorizedMAML(MetaLearner):
         return Problem(support_loss, self._update, linear, self.first_order, self._learns)
 
     def _forward(
-        self, theta: Parameters, eta: Parameters, images: torch.Tensor, ways: int | None, **options: int
+        self, theta: Parameters, eta: Parameters, images: torch.Tensor, ways: int | None, first: int | None = None
     ) -> torch.Tensor:
-        """images: (T, n, ...) -> outputs (T, n, ...), the first `ways` of them."""
+        """images: (T, n, ...), normalised by the `first` of each task -> outputs (T, n, ...), `ways` of them."""
         if self._batches_itself:
             shared = {name: value.expand(len(images), *value.shape) for name, value in eta.items()}
-            outputs = self.module.forward_tasks(theta | shared, images, **options)
+            outputs = self.module.forward_tasks(theta | shared, images, first)
         else:
-
-            def one_task(theta: Parameters, eta: Parameters, images: torch.Tensor) -> torch.Tensor:
-                return functional_call(self.module, theta | eta, (images,), options)
-
-            outputs = vmap(one_task, in_dims=(0, None, 0), randomness="different")(theta, eta, images)
+            each = vmap(lambda theta, x: functional_call(self.module, theta | eta, (x,)), randomness="different")
+            with first_images_normalise(self.module, first):
+                outputs = each(theta, images)
         return outputs[..., :ways] if ways is not None else outputs
 
     def _update(self, theta: Parameters, gradients: Parameters, phi: Parameters) -> Parameters:

@@ -1,5 +1,26 @@
-"""The networks that MAML adapts."""
+"""The networks that MAML adapts, by name: the built-in ones and those that users register."""
 
 from maml_l2l.backbones.conv4 import BatchStatisticsNorm, Conv4
+from maml_l2l.backbones.mlp import MLP
+from maml_l2l.backbones.registry import (
+    backbone_arguments,
+    build_backbone,
+    factory_arguments,
+    register_backbone,
+    use_backbone,
+)
+from maml_l2l.backbones.resnet12 import ResNet12
+from maml_l2l.backbones.statistics import first_images_normalise
 
-__all__ = ["BatchStatisticsNorm", "Conv4"]
+__all__ = [
+    "MLP",
+    "BatchStatisticsNorm",
+    "Conv4",
+    "ResNet12",
+    "backbone_arguments",
+    "build_backbone",
+    "factory_arguments",
+    "first_images_normalise",
+    "register_backbone",
+    "use_backbone",
+]

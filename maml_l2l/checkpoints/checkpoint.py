@@ -13,6 +13,7 @@ from maml_l2l.checkpoints.validation import checked_contents
 from maml_l2l.config import Algorithm, Experiment, parse_experiment
 from maml_l2l.config.problems import shown
 from maml_l2l.data.splits import ClassSplit
+from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import write_atomically
 from maml_l2l.system.torch_files import load_torch_file, save_torch_file
@@ -29,7 +30,7 @@ class Checkpoint:
 
     config: the resolved experiment, as nested dictionaries.       split: class names of train, val and test.
     iteration: meta-iterations done.                                validation_accuracy: percent, None before the first.
-    backbone: keyword arguments of `maml_l2l.backbones.Conv4`.      weights: its state dict.
+    backbone: name and arguments, see `build_backbone`.             weights: the network's state dict.
     optimizer: the outer loop's state dict, None in `best.pth`.
     inner_lrs: (inner steps, parameter tensors) learned step sizes, None where the config does not learn them.
     transform: state dict of the learned gradient transform, None where the config has none.
@@ -70,11 +71,11 @@ class Checkpoint:
             )
 
     def learner(self, algorithm: Algorithm | None = None) -> MetaLearner:
-        """The engine that `algorithm` (None: that of the config) names, with these weights."""
-        with torch.random.fork_rng(devices=[]):  # for initial weights, which are replaced
+        """The engine that `algorithm` (None: that of the config) names, with these weights, in evaluation mode."""
+        with torch.random.fork_rng(devices=[]):  # the fresh network's random weights are not kept
             learner = build_learner(algorithm or self.experiment.algorithm, self.backbone)
         self.restore(learner)
-        return learner
+        return learner.eval()
 
     def restore(self, learner: MetaLearner) -> None:
         """Give `learner`, which must be one of this config, these weights and step sizes."""
@@ -126,12 +127,19 @@ def _take(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     module.load_state_dict(fresh | {name: weight for name, weight in cut.items() if weight.shape == fresh[name].shape})
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path, previous: Path | None = None) -> None:
+def save_checkpoint(checkpoint: Checkpoint, path: str | Path, previous: Path | None = None) -> None:
     """Write `checkpoint` to `path`, which holds a whole checkpoint or its old contents whatever interrupts this.
 
-    previous: where the old contents are kept, see `write_atomically`.
+    previous: where the old contents are kept, see `write_atomically`. Raises `UserError`, before anything is written,
+    where `load_checkpoint` would refuse it, and where `path` cannot be written.
+
+    >>> import dataclasses, maml_l2l
+    >>> checkpoint = maml_l2l.load_checkpoint("runs/glyphs/last.pth")
+    >>> maml_l2l.save_checkpoint(dataclasses.replace(checkpoint, optimizer=None), "slim.pth")
     """
-    content = {"format": FORMAT, "version": VERSION, **vars(checkpoint)}
+    path = Path(path)
+    checked = checked_contents(vars(checkpoint), Checkpoint, f"what should go to {path}", "Nothing was written.")
+    content = {"format": FORMAT, "version": VERSION, **checked}
     write_atomically(path, lambda file: save_torch_file(content, file), previous)
 
 
@@ -139,6 +147,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint onto the CPU, without running code from it, and check everything that it holds.
 
     Raises `UserError` where `path` holds none, or one that does not fit together; see `checked_contents`.
+
+    >>> import maml_l2l
+    >>> checkpoint = maml_l2l.load_checkpoint("runs/glyphs/best.pth")
+    >>> checkpoint.iteration, checkpoint.experiment.task.ways, len(checkpoint.split["test"])
+    (4, 3, 27)
+    >>> learner = checkpoint.learner()  # a VectorizedMAML with these weights
     """
     try:
         content = load_torch_file(Path(path), "checkpoint", MAX_BYTES)
@@ -151,4 +165,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(
             f"{path} has checkpoint version {shown(version)}, this maml_l2l reads version {VERSION}. Upgrade maml_l2l."
         )
-    return Checkpoint(**checked_contents(content, Checkpoint, str(path)))
+    return Checkpoint(**checked_contents(content, Checkpoint, str(path), "Use another one."))
+
+
+def load_pretrained(name_or_path: str | Path) -> Checkpoint:
+    """The published checkpoint of that name, e.g. `omniglot_5w1s`, or the one in that file; see `load_checkpoint`.
+
+    The files come with the package. Raises `UserError`, which lists the names, where there is no such checkpoint.
+
+    >>> import maml_l2l
+    >>> maml_l2l.load_pretrained("omniglot_5w1s").experiment.task.shots
+    1
+    """
+    return load_checkpoint(find_checkpoint(name_or_path))

@@ -7,27 +7,28 @@ from collections import Counter
 from typing import Any, Literal, get_type_hints
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from maml_l2l.algorithms import build_learner
-from maml_l2l.config import MAX_FILTERS, MAX_WAYS, parse_experiment
+from maml_l2l.algorithms import MetaLearner, build_learner
+from maml_l2l.backbones import factory_arguments
+from maml_l2l.config import BACKBONES, MAX_FILTERS, MAX_WAYS, Algorithm, parse_experiment
 from maml_l2l.config.problems import describe_problems, shown
 from maml_l2l.data.splits import SPLITS, ClassSplit
 from maml_l2l.system.errors import UserError
 
-_MAX_CHANNELS = 64
+_MAX_CHANNELS, _MAX_SIDE = 64, 2**12
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 
-class _Backbone(BaseModel):
-    """The keyword arguments of `Conv4`; the limits keep a file from asking for more memory than machines have."""
-
-    model_config = _STRICT
-    ways: int = Field(ge=1, le=MAX_WAYS)
-    channels: int = Field(ge=1, le=_MAX_CHANNELS)
-    filters: int = Field(ge=1, le=MAX_FILTERS)
-    downsample: Literal["stride", "max_pool"]
+# What a backbone's arguments may be; the limits keep a file from asking for more memory than machines have.
+_ARGUMENTS: dict[str, Any] = {
+    "ways": (int, Field(ge=1, le=MAX_WAYS)),
+    "channels": (int, Field(ge=1, le=_MAX_CHANNELS)),
+    "image_size": (int, Field(ge=1, le=_MAX_SIDE)),
+    "filters": (int, Field(ge=1, le=MAX_FILTERS)),
+    "downsample": (Literal["stride", "max_pool"], ...),
+}
 
 
 class _Optimizer(BaseModel):
@@ -38,21 +39,20 @@ class _Optimizer(BaseModel):
     param_groups: list[dict[str, bool | int | float | tuple[float, float] | list[int] | None]]
 
 
-def checked_contents(content: dict, kind: type, origin: str) -> dict[str, Any]:
+def checked_contents(content: dict[str, Any], kind: type, origin: str, remedy: str) -> dict[str, Any]:
     """The fields of the dataclass `kind`, a checkpoint, built anew from `content`, so that nothing else comes along.
 
     Every field must have its type; numbers are finite and not negative; `config` is one of this version; the lists of
-    `split` are disjoint; `weights` has the names and shapes of `Conv4(**backbone)` and finite values, and so have
-    `inner_lrs` and the state of Adam in `optimizer`, where there are any. Raises `UserError`, which names `origin`,
-    where one does not fit.
+    `split` are disjoint; `backbone` is registered; `weights` has the names and shapes of that network and finite
+    values, and so have `inner_lrs` and the state of Adam in `optimizer`, where there are any. Raises `UserError`, which
+    names `origin` and `remedy`, where one does not fit.
     """
     try:
         checked = _typed_fields(content, kind)
         _check_split(checked["split"])
-        backbone = _typed(_Backbone, checked["backbone"], "backbone").model_dump()
+        backbone = _checked_backbone(checked["backbone"], origin)
         experiment = parse_experiment(checked["config"], origin=f"the config in {origin}")
-        with torch.device("meta"):  # what the tensors must be like, without the memory that they take
-            learner = build_learner(experiment.algorithm, backbone)
+        learner = _learner(experiment.algorithm, backbone)
         checked["weights"] = _finite_tensors(checked["weights"], learner.module.state_dict(), "weights")
         learned = {} if learner.inner_lrs is None else {"inner_lrs": learner.inner_lrs}
         given = {} if checked["inner_lrs"] is None else {"inner_lrs": checked["inner_lrs"]}
@@ -64,8 +64,29 @@ def checked_contents(content: dict, kind: type, origin: str) -> dict[str, Any]:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{origin} is not a valid checkpoint: {error}. Use another one.") from None
+        raise UserError(f"{origin} is not a valid checkpoint: {error}. {remedy}") from None
     return checked | {"backbone": backbone, "config": experiment.model_dump()}
+
+
+def _checked_backbone(found: dict[str, Any], origin: str) -> dict[str, Any]:
+    """The arguments of `build_backbone`. Those of `Conv4` were written without a name before there were others."""
+    name = _typed(str, found.get("name", "conv4"), "backbone.name")
+    try:
+        asked = {argument: _ARGUMENTS[argument] for argument in factory_arguments(name)}
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+    kind = create_model("Backbone", __config__=_STRICT, **asked)
+    arguments = {key: value for key, value in found.items() if key != "name"}
+    return {"name": name, **_typed(kind, arguments, "backbone").model_dump()}
+
+
+def _learner(algorithm: Algorithm, backbone: dict[str, Any]) -> MetaLearner:
+    """What the tensors must be like, without a draw from the random state.
+
+    With a built-in network it takes no memory, as a file says its size. A user's own may compute with its weights.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if backbone["name"] in BACKBONES else "cpu"):
+        return build_learner(algorithm, backbone)
 
 
 def _typed(kind: Any, value: Any, name: str) -> Any:
@@ -101,8 +122,13 @@ def _check_split(split: ClassSplit) -> None:
         raise ValueError(f"`split` should name each class once, and names {shown(repeated[0])} more often")
 
 
-def _finite_tensors(found: dict[str, torch.Tensor], like: dict[str, torch.Tensor], name: str) -> dict:
-    """`found` without its gradients and hooks; names and shapes must be those of `like`."""
+def _finite_tensors(
+    found: dict[str, torch.Tensor], like: dict[str, torch.Tensor], name: str
+) -> dict[str, torch.Tensor]:
+    """`found` without its gradients and hooks; names and shapes must be those of `like`.
+
+    So must the type be where that is no floating-point number, as in a table of indices.
+    """
     if found.keys() != like.keys():
         missing, unknown = sorted(like.keys() - found.keys()), sorted(found.keys() - like.keys())
         raise ValueError(f"`{name}` lacks {shown(missing)} and holds the unknown {shown(unknown)}")
@@ -110,7 +136,10 @@ def _finite_tensors(found: dict[str, torch.Tensor], like: dict[str, torch.Tensor
         if tensor.shape != like[key].shape:
             shapes = f"{tuple(like[key].shape)}, found {shown(tuple(tensor.shape))}"
             raise ValueError(f"`{name}.{key}` should have the shape {shapes}")
-        if tensor.dtype not in _DTYPES or not tensor.isfinite().all():
+        if not like[key].is_floating_point():
+            if tensor.dtype != like[key].dtype:
+                raise ValueError(f"`{name}.{key}` should be of type {like[key].dtype}, found {tensor.dtype}")
+        elif tensor.dtype not in _DTYPES or not tensor.isfinite().all():
             raise ValueError(f"`{name}.{key}` should hold finite floating-point numbers")
     return {key: tensor.detach().contiguous() for key, tensor in found.items()}
 

@@ -1,6 +1,7 @@
 """One experiment as one frozen, validated value, from a YAML file and overrides."""
 
 from maml_l2l.config.experiment import (
+    BACKBONES,
     MAX_FILTERS,
     MAX_WAYS,
     Algorithm,
@@ -22,6 +23,7 @@ from maml_l2l.config.loading import (
 )
 
 __all__ = [
+    "BACKBONES",
     "MAX_FILTERS",
     "MAX_WAYS",
     "Algorithm",

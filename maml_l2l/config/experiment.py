@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from maml_l2l.config.problems import checked_path
+from maml_l2l.config.problems import checked_backbone_name, checked_path
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PathText = Annotated[str, AfterValidator(checked_path)]
+BackboneName = Annotated[str, AfterValidator(checked_backbone_name)]
 
+BACKBONES = ("conv4", "resnet12", "mlp")  # the built-in ones
 MAX_WAYS, MAX_FILTERS = 10_000, 1024  # so that no number in a file makes a network that no machine holds
 
 # What is unset: for omniglot and glyphs, which are drawings, and for a folder of pictures.
@@ -108,10 +110,19 @@ class Task(_Section):
 
 
 class Model(_Section):
-    name: Literal["conv4"] = Field("conv4", description="the backbone: four convolution blocks and a linear head")
-    filters: int = Field(64, ge=1, le=MAX_FILTERS, description="filters of each convolution")
+    name: BackboneName = Field(
+        "conv4",
+        description="the backbone: `conv4`, `resnet12`, `mlp`, or your own as `package.module:factory` "
+        "(see docs/library.md)",
+    )
+    filters: int = Field(
+        64,
+        ge=1,
+        le=MAX_FILTERS,
+        description="conv4: filters of each convolution; resnet12: of the first block (the others: 2.5, 5, 10 times)",
+    )
     downsample: Literal["stride", "max_pool"] = Field(
-        "stride", description="halve the image in each block by a stride of 2, or by 2x2 max-pooling"
+        "stride", description="conv4: halve the image in each block by a stride of 2, or by 2x2 max-pooling"
     )
     pretrained: PathText | None = Field(
         None, description="checkpoint to start from (a new head where its `task.ways` is less); unset: random weights"
@@ -241,4 +252,6 @@ class Experiment(_Section):
             for key, wrong in zip(("run.compile", "run.precision", "algorithm.recompute"), found, strict=True):
                 if wrong:
                     raise ValueError(f"`{key}` is for `algorithm.engine: vectorized`, found engine `loop`")
+        if self.run.precision == "bfloat16" and self.model.name != "conv4":
+            raise ValueError(f"`run.precision: bfloat16` is for `model.name: conv4`, found `{self.model.name}`")
         return self

@@ -19,6 +19,10 @@ def load_experiment(path: str | Path | None, overrides: Iterable[str] = ()) -> E
     """Read the YAML file `path` (None: the documented defaults), then apply `key.path=value` overrides in their order.
 
     Raises `UserError` naming key, value and file where one is unknown, of the wrong type or out of range.
+
+    >>> import maml_l2l
+    >>> maml_l2l.load_experiment("configs/omniglot_5w1s.yaml", ["task.shots=2"]).task
+    Task(ways=5, shots=2, queries=1)
     """
     values = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:

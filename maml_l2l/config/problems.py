@@ -11,6 +11,7 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 _MOST = 10  # problems named in one message
+_LONGEST_NAME = 200
 
 
 class _BoundedRepr(reprlib.Repr):
@@ -79,4 +80,13 @@ def checked_path(text: str) -> str:
         possible = False
     if not possible:
         raise PydanticCustomError("path", "Input should be a path that a file can have")
+    return text
+
+
+def checked_backbone_name(text: str) -> str:
+    """`text`, for pydantic, which must be a name, or name a module and what is in it."""
+    name, colon, attribute = text.partition(":")
+    parts = [*name.split("."), *attribute.split(".")] if colon else [name.replace("-", "_").replace(".", "_")]
+    if len(text) > _LONGEST_NAME or not all(part.isidentifier() for part in parts):
+        raise PydanticCustomError("backbone", "Input should be the name of a backbone, or package.module:factory")
     return text

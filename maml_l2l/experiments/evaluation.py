@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.algorithms.scores import Evaluation, Scores
-from maml_l2l.checkpoints.checkpoint import Checkpoint
+from maml_l2l.backbones import use_backbone
+from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
 from maml_l2l.config import Experiment, changed_keys
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import load_data
-from maml_l2l.data.splits import unseen_classes
+from maml_l2l.data.splits import SPLITS, unseen_classes
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, find_device
 from maml_l2l.system.errors import UserError
@@ -34,7 +36,7 @@ _SPLIT_ONCE = ("data.split", "data.val_fraction", "data.test_fraction", "data.sp
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_learner(
     learner: MetaLearner,
     stream: TaskStream,
     *,
@@ -51,6 +53,8 @@ def evaluate(
     parts: list[Scores] = []
     starts = range(0, tasks, _TASKS_AT_ONCE)
     hidden = None if progress and distributed.rank() == 0 else True
+    training = learner.training
+    learner.eval()  # no dropout
     with tqdm(total=tasks, unit="task", desc="evaluation", disable=hidden) as bar:
         for start in starts[distributed.rank() :: distributed.processes()]:
             batch = stream.batch(start, min(_TASKS_AT_ONCE, tasks - start)).to(device)
@@ -58,19 +62,56 @@ def evaluate(
             labels = batch.query_labels.expand(len(steps), -1, -1)
             parts.append(Scores(*(part.cpu().double() for part in learner.score(torch.cat(logits, dim=1), labels))))
             bar.update(len(batch) * distributed.processes())
+    learner.train(training)
     shares = distributed.from_all(parts)
     parts = [shares[number % len(shares)][number // len(shares)] for number in range(len(starts))]
     losses, accuracies = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
     return Evaluation(tuple(steps), losses, 100 * accuracies)
 
 
-def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: str) -> Evaluation:
-    """Evaluate `checkpoint` on its own `split`, with the data, task sizes, steps and normalisation of `experiment`.
+def evaluate(
+    checkpoint: Checkpoint | str | Path,
+    experiment: Experiment | None = None,
+    split: str = "test",
+    *,
+    progress: bool = False,
+) -> Evaluation:
+    """Accuracy of `checkpoint`, or of the one of that path or name, on tasks of unseen classes, with its interval.
 
-    Data that share no class with the checkpoint's split are evaluated whole, which is said. Raises `UserError` where
-    `experiment` changes a key that has no effect here, where the head has fewer outputs than `task.ways`, or where the
-    data do not hold the classes or have other channels.
+    experiment: data, task sizes, steps and normalisation; None: those of the checkpoint, on this machine's device.
+    split: which of the checkpoint's own classes: `train`, `val` or `test`. Data that share no class with its split are
+    evaluated whole, which is said.  progress: draw a bar on stderr.
+
+    Raises `UserError` where there is no such checkpoint or split, where `experiment` changes a key that has no effect
+    here, where the head has fewer outputs than `task.ways`, or where the data do not hold the classes or have images of
+    another size.
+
+    >>> import maml_l2l
+    >>> checkpoint = maml_l2l.load_checkpoint("runs/glyphs/best.pth")
+    >>> evaluation = maml_l2l.evaluate(checkpoint, split="val")
+    >>> evaluation.steps, evaluation.accuracies.shape  # (inner steps, tasks)
+    ((0, 1, 2), torch.Size([3, 10]))
+    >>> for steps, mean, ci95 in zip(evaluation.steps, evaluation.mean(), evaluation.ci95()):
+    ...     print(f"{steps} steps: {mean:.1f} ± {ci95:.1f} %")  # doctest: +ELLIPSIS
+    0 steps: ... %
+    1 steps: ... %
+    2 steps: ... %
     """
+    if experiment is not None:
+        use_backbone(experiment.model.name)
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = load_pretrained(checkpoint)
+    if experiment is None:
+        experiment = on_this_machine(checkpoint.experiment)
+    return _evaluate(checkpoint, experiment, split, progress)
+
+
+def on_this_machine(trained: Experiment) -> Experiment:
+    """`trained` with the device and the threads of this machine, as another one may have trained it."""
+    return trained.model_copy(update={"run": trained.run.model_copy(update={"device": "auto", "threads": None})})
+
+
+def _evaluate(checkpoint: Checkpoint, experiment: Experiment, split: str, progress: bool) -> Evaluation:
     _check_changes(checkpoint.experiment, experiment)
     checkpoint.check_ways(experiment.task.ways)
     run = experiment.run
@@ -79,16 +120,15 @@ def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: s
         with distributed.one_a_machine_first():
             images = load_data(experiment.data)
         stream = _stream(checkpoint, experiment, images, split)
-        steps = range(experiment.eval.steps + 1)
         learner = checkpoint.learner(experiment.algorithm).to(device)
-        return evaluate(
+        return evaluate_learner(
             learner,
             stream,
             tasks=experiment.eval.tasks,
-            steps=steps,
+            steps=range(experiment.eval.steps + 1),
             device=device,
             normalisation=experiment.algorithm.normalisation,
-            progress=True,
+            progress=progress,
         )
 
 
@@ -103,11 +143,16 @@ def _check_changes(trained: Experiment, wanted: Experiment) -> None:
 
 
 def _stream(checkpoint: Checkpoint, experiment: Experiment, images: LabelledImages, split: str) -> TaskStream:
-    if images.pixels.shape[1] != checkpoint.backbone["channels"]:
-        raise UserError(
-            f"the checkpoint's network takes images of {checkpoint.backbone['channels']} channels, the data have "
-            f"{images.pixels.shape[1]}. Set data.channels={checkpoint.backbone['channels']}."
-        )
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split}. Name one of {', '.join(SPLITS)}.")
+    found = {"channels": images.pixels.shape[1], "image_size": images.pixels.shape[-1]}
+    for key, value in found.items():
+        trained = checkpoint.backbone.get(key, value)  # a network that does not ask for it takes any
+        if trained != value:
+            raise UserError(
+                f"the checkpoint's network takes images of {key} {trained}, the data have {value}. "
+                f"Set data.{key}={trained}."
+            )
     classes = unseen_classes(checkpoint.split, split, images.class_names, checkpoint.earlier_classes)
     if classes != checkpoint.split[split] and distributed.rank() == 0:
         total = len(images.class_names)

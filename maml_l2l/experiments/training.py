@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
-from maml_l2l.algorithms import backbone_arguments, build_learner
+from maml_l2l.algorithms import build_learner
 from maml_l2l.algorithms.scores import Evaluation
-from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from maml_l2l.config import Experiment
+from maml_l2l.backbones import backbone_arguments, use_backbone
+from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
+from maml_l2l.config import Experiment, load_experiment
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.data.splits import ClassSplit
-from maml_l2l.experiments.evaluation import evaluate
+from maml_l2l.experiments.evaluation import evaluate_learner
 from maml_l2l.experiments.run_folder import NoRunFolder, RunFolder, refuse_used_folder, saved_state, started_by
-from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, drawing_workers, find_device, seeded
 from maml_l2l.system.errors import UserError
@@ -57,7 +57,8 @@ class MetaTrainer:
         self.validation_tasks = task_stream(experiment, images, split, "val")
         if split["test"]:
             task_stream(experiment, images, split, "test")  # refuses what could not be evaluated, now and not then
-        self.backbone = backbone_arguments(experiment.model, experiment.task.ways, images.pixels.shape[1])
+        channels, image_size = images.pixels.shape[1], images.pixels.shape[-1]
+        self.backbone = backbone_arguments(experiment.model, experiment.task.ways, channels, image_size)
         compile_ = experiment.run.compile
         if compile_ == "auto":
             compile_ = device.type != "mps" and experiment.train.iterations >= _WORTH_COMPILING
@@ -106,7 +107,7 @@ class MetaTrainer:
     def validate(self) -> Evaluation:
         """Scores on the fixed validation tasks, after as many inner steps and normalised as in training."""
         algorithm = self.experiment.algorithm
-        evaluation = evaluate(
+        evaluation = evaluate_learner(
             self.learner,
             self.validation_tasks,
             tasks=self.experiment.train.validate_tasks,
@@ -179,16 +180,32 @@ def _check_processes(meta_batch: int) -> None:
 
 
 def train(
-    experiment: Experiment, run_dir: Path, save_to: Path | None = None, resume: bool = False, *, progress: bool = False
+    experiment: Experiment | str | Path,
+    run_dir: str | Path,
+    save_to: str | Path | None = None,
+    resume: bool = False,
+    *,
+    progress: bool = False,
 ) -> None:
-    """Meta-train as `experiment` says and leave everything in the folder `run_dir`; see `RunFolder`.
+    """Meta-train as `experiment`, or the YAML file of that path, says; leave all in the folder `run_dir`: `RunFolder`.
 
     save_to: a second path for the best checkpoint.  resume: go on with the run that `run_dir` holds; so it is when
     torchrun starts again, after a process died, what it had started.  progress: show bars on a terminal.
     Raises `UserError` where the data cannot serve the tasks, where `run_dir` already holds a run (resume: holds none,
     or one of another config), where it or `save_to` cannot be written, and where a loss or meta-gradient is not finite.
     Raises `Stopped` after SIGINT or SIGTERM, with everything saved.
+
+    >>> import maml_l2l
+    >>> small = ["data.name=glyphs", "data.alphabets=3", "task.ways=3", "model.filters=4", "train.meta_batch=2"]
+    >>> experiment = maml_l2l.load_experiment(None, [*small, "train.iterations=2", "train.validate_tasks=2"])
+    >>> maml_l2l.train(experiment, "runs/small", save_to="small.pth")
+    >>> maml_l2l.load_checkpoint("small.pth").iteration
+    2
     """
+    if not isinstance(experiment, Experiment):
+        experiment = load_experiment(experiment)
+    run_dir, save_to = Path(run_dir), None if save_to is None else Path(save_to)
+    use_backbone(experiment.model.name)
     run = experiment.run
     device = find_device(run.device)
     with (
@@ -221,7 +238,7 @@ def _beginning(experiment: Experiment, run_dir: Path, resume: bool) -> tuple[Che
         refuse_used_folder(run_dir)
     saved = saved_state(run_dir, experiment) if resume else None
     path = experiment.model.pretrained
-    return saved, load_checkpoint(find_checkpoint(path)) if saved is None and path is not None else None
+    return saved, load_pretrained(path) if saved is None and path is not None else None
 
 
 def _resume_command(run_dir: Path, save_to: Path | None) -> str:

@@ -1,0 +1,42 @@
+"""Where batch normalisation takes its statistics from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@contextmanager
+def first_images_normalise(network: nn.Module, count: int | None) -> Iterator[None]:
+    """Within it, batch normalisation in `network` takes its statistics from the first `count` images of a batch.
+
+    None: from all of them, as always. This is how a query is scored inductively: the support images stand first, and
+    no query changes what another one's answer is (Bronskill et al., 2020, section 3.1: TaskNorm). Layers that look at
+    each image alone, such as `LayerNorm` and `GroupNorm`, are inductive as they are.
+    """
+    layers = [] if count is None else [module for module in network.modules() if isinstance(module, _BATCH_NORMS)]
+    hooks = [layer.register_forward_hook(partial(_normalised, count=count)) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _normalised(layer: Any, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor, count: int) -> torch.Tensor:
+    """What `layer` gives for (N, C, ...) with the statistics of the first `count` of N, in place of its own output."""
+    x = inputs[0]
+    around = [dim for dim in range(x.ndim) if dim != 1]
+    variance, mean = torch.var_mean(x[:count], dim=around, keepdim=True, correction=0)
+    normalised = (x - mean) * torch.rsqrt(variance + layer.eps)
+    if layer.weight is None:
+        return normalised
+    scale, shift = (parameter.view(-1, *[1] * (x.ndim - 2)) for parameter in (layer.weight, layer.bias))
+    return normalised * scale + shift
