@@ -26,10 +26,10 @@ class _Section(BaseModel):
 
 
 class Data(_Section):
-    name: Literal["omniglot", "glyphs", "folder"] = Field(
+    name: Literal["omniglot", "glyphs", "drawings", "folder"] = Field(
         "omniglot",
-        description="`omniglot` (downloaded when absent), `glyphs` (embedded, drawn on first use) or `folder` "
-        "(pictures of your own, in a folder for each class)",
+        description="`omniglot` (downloaded when absent), `glyphs` (embedded, drawn on first use), `drawings` (both, "
+        "the glyphs for training) or `folder` (pictures of your own, in a folder for each class)",
     )
     root: PathText = Field("data", description="folder that holds the data set, or will")
     source: PathText | None = Field(None, description="omniglot: another base address, or a folder of both archives")
@@ -88,6 +88,8 @@ class Data(_Section):
             if self.holds_drawings and found != _DRAWINGS[key]:
                 what = "`data.ink: normalised`" if self.name == "folder" else f"`data.name: {self.name}`"
                 raise ValueError(f"`data.{key}` is {_DRAWINGS[key]} for {what}, found {found}")
+        if self.name == "drawings" and self.split != "alphabets":
+            raise ValueError(f"`data.split` is alphabets for `data.name: drawings`, found {self.split}")
         if self.name == "folder" and self.ink == "normalised":
             for key, usual in (("invert", False), ("fit", "crop")):
                 if getattr(self, key) != usual:

@@ -53,6 +53,15 @@ class LabelledImages:
         return torch.bincount(self.labels, minlength=len(self.class_names)).tolist()
 
 
+def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
+    """The images of both, which share no class; sorted by class anew."""
+    names = sorted([*first.class_names, *second.class_names])
+    label_of = torch.tensor([names.index(name) for name in [*first.class_names, *second.class_names]])
+    labels = label_of[torch.cat([first.labels, second.labels + len(first.class_names)])]
+    order = labels.argsort(stable=True)
+    return LabelledImages(torch.cat([first.pixels, second.pixels])[order], labels[order], tuple(names))
+
+
 def cached(path: Path, source_key: str, make: Callable[[], LabelledImages], on_disk: bool = False) -> LabelledImages:
     """Return `make()`, kept in the file `path` for as long as `source_key` stays the same.
 

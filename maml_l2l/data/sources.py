@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from maml_l2l.config import Data
 from maml_l2l.data.folder import load_folder
 from maml_l2l.data.glyphs import load_glyphs
-from maml_l2l.data.labelled_images import LabelledImages
+from maml_l2l.data.labelled_images import LabelledImages, joined
 from maml_l2l.data.omniglot import load_omniglot
 from maml_l2l.data.splits import (
     ClassSplit,
@@ -18,15 +19,21 @@ from maml_l2l.data.splits import (
     omniglot_alphabets,
 )
 
+_GLYPHS = "glyphs"  # the first part of their names among the `drawings`; no alphabet of Omniglot's, so they train
+
 
 def load_data(data: Data) -> LabelledImages:
     """All images that `data` names, decoded; downloaded or drawn first where they are absent."""
     root = Path(data.root)
     if data.name == "folder":
         return load_folder(data)
+    if data.name == "omniglot":
+        return load_omniglot(root, source=data.source, verify=data.verify, ink=data.ink)
+    glyphs = load_glyphs(root, alphabets=data.alphabets, ink=data.ink)
     if data.name == "glyphs":
-        return load_glyphs(root, alphabets=data.alphabets, ink=data.ink)
-    return load_omniglot(root, source=data.source, verify=data.verify, ink=data.ink)
+        return glyphs
+    renamed = replace(glyphs, class_names=tuple(f"{_GLYPHS}/{name}" for name in glyphs.class_names))
+    return joined(load_omniglot(root, source=data.source, verify=data.verify, ink=data.ink), renamed)
 
 
 def class_split(data: Data, images: LabelledImages) -> ClassSplit:
