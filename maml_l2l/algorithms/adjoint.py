@@ -110,3 +110,14 @@ def sweep(
         for k in reversed(range(first, first + len(segment))):
             adjoint = backward(k, *segment.pop(), adjoint)
     return adjoint
+
+
+def for_each_task(tasks: int, value: torch.Tensor) -> torch.Tensor:
+    """(tasks, ...) copies of `value`."""
+    return value.expand(tasks, *value.shape).contiguous()
+
+
+def add_in_place(totals: Parameters, parts: Parameters) -> None:
+    """Add each of `parts` to the total of its name."""
+    for name, part in parts.items():
+        totals[name] += part

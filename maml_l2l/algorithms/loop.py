@@ -15,7 +15,15 @@ from maml_l2l.tasks.batch import TaskBatch
 
 
 class LoopMAML(MetaLearner):
-    """MAML as learn2learn runs it. Slow, and the one that every other engine is held against."""
+    """MAML as learn2learn runs it. Slow, and the one that every other engine is held against.
+
+    >>> import maml_l2l, torch
+    >>> learner = maml_l2l.LoopMAML(torch.nn.Linear(3, 2), lr=0.4)
+    >>> images, labels = torch.rand(8, 2, 3), torch.arange(2).expand(8, 2)  # 8 tasks, 2 ways
+    >>> tasks = maml_l2l.TaskBatch(images, labels, images, labels)
+    >>> learner.adapt_and_score(tasks, steps=[0, 1]).shape  # (numbers of steps, tasks, queries, ways)
+    torch.Size([2, 8, 2, 2])
+    """
 
     def _adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str) -> torch.Tensor:
         return torch.stack([self._one_task(task, steps, normalisation) for task in tasks.chunks(1)], dim=1)

@@ -10,7 +10,7 @@ import torch
 from torch.func import functional_call, grad, vjp, vmap
 
 from maml_l2l.algorithms import adjoint
-from maml_l2l.algorithms.adjoint import Parameters, Problem
+from maml_l2l.algorithms.adjoint import Parameters, Problem, add_in_place, for_each_task
 from maml_l2l.algorithms.compiling import CompiledPieces
 from maml_l2l.algorithms.heads import BIAS, WEIGHT, identity_head, prototype_head
 from maml_l2l.algorithms.meta_learner import MetaLearner
@@ -32,6 +32,13 @@ class VectorizedMAML(MetaLearner):
     Works for any module without state that changes in `forward`, through `torch.func`; `adjoint` has the equations of
     the meta-gradient. A module may offer a formulation that batches well, as the methods `task_parameters` (a
     rearrangement of its parameters) and `forward_tasks`; see `Conv4`.
+
+    >>> import maml_l2l, torch
+    >>> learner = maml_l2l.VectorizedMAML(torch.nn.Linear(3, 2), lr=0.4)
+    >>> images, labels = torch.rand(8, 2, 3), torch.arange(2).expand(8, 2)  # 8 tasks, 2 ways
+    >>> scores = learner.meta_gradient(maml_l2l.TaskBatch(images, labels, images, labels), inner_steps=1)
+    >>> scores.losses.shape, learner.module.weight.grad.shape
+    (torch.Size([8]), torch.Size([2, 3]))
     """
 
     recompute = False
@@ -86,20 +93,20 @@ class VectorizedMAML(MetaLearner):
 
         def at_end(theta: Parameters) -> Parameters:
             adjoint_, part, scores = self._run("query", theta, eta, *support, *query)
-            _add(d_eta, part)
+            add_in_place(d_eta, part)
             found.append(scores)
             return adjoint_
 
         def backward(k: int, theta: Parameters, gradients: Parameters | None, following: Parameters) -> Parameters:
             arguments = theta, gradients, following, eta, self._phi(k), *support
             adjoint_, part, d_phi = self._run("step_back", *arguments)
-            _add(d_eta, part)
+            add_in_place(d_eta, part)
             self._add_phi(totals, d_phi, k)
             return adjoint_
 
         first = adjoint.sweep(theta, inner_steps, forward, at_end, backward, self.recompute)
         pulled = self._run("pull_back", shared, first, d_eta, *support)
-        _add(totals, {f"module.{name}": gradient for name, gradient in pulled.items()})
+        add_in_place(totals, {f"module.{name}": gradient for name, gradient in pulled.items()})
         self._pieces.announce()
         return [totals[name] for name, parameter in self.named_parameters() if parameter.requires_grad], found[0]
 
@@ -117,11 +124,11 @@ class VectorizedMAML(MetaLearner):
         """theta_0, contiguous, and eta, from the parameters of the module."""
         arranged = self.module.task_parameters(shared) if self._batches_itself else shared
         eta = {name: value for name, value in arranged.items() if name not in self._moving}
-        theta = {name: _for_each(len(support), value) for name, value in arranged.items() if name in self._moving}
+        theta = {name: for_each_task(len(support), value) for name, value in arranged.items() if name in self._moving}
         if self.prototype_head:
             identity = identity_head(shared[WEIGHT].shape[1], shared[WEIGHT])
             eta = {name: value for name, value in eta.items() if name not in identity}
-            head = {name: _for_each(len(support), value) for name, value in identity.items()}
+            head = {name: for_each_task(len(support), value) for name, value in identity.items()}
             theta |= prototype_head(self._forward(theta | head, eta, support, None), labels, ways)
         return theta, eta
 
@@ -238,7 +245,7 @@ class VectorizedMAML(MetaLearner):
     def _add_phi(self, totals: Parameters, d_phi: Parameters, step: int) -> None:
         if self.inner_lrs is not None:
             totals["inner_lrs"][min(step, len(self.inner_lrs) - 1)] += d_phi[_RATES]
-        _add(totals, {f"transform.{name}": gradient for name, gradient in d_phi.items() if name != _RATES})
+        add_in_place(totals, {f"transform.{name}": gradient for name, gradient in d_phi.items() if name != _RATES})
 
     def _default_chunk(self, tasks: TaskBatch) -> int:
         """So many tasks that their activations stay near the cache, and if possible a divisor of their number."""
@@ -248,12 +255,3 @@ class VectorizedMAML(MetaLearner):
         most = min(len(tasks), max(1, images // tasks.support.shape[1]))
         divisor = max(size for size in range(1, most + 1) if len(tasks) % size == 0)
         return divisor if 2 * divisor > most else most
-
-
-def _for_each(tasks: int, value: torch.Tensor) -> torch.Tensor:
-    return value.expand(tasks, *value.shape).contiguous()
-
-
-def _add(totals: Parameters, parts: Parameters) -> None:
-    for name, part in parts.items():
-        totals[name] += part

@@ -151,7 +151,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     >>> import maml_l2l
     >>> checkpoint = maml_l2l.load_checkpoint("runs/glyphs/best.pth")
     >>> checkpoint.iteration, checkpoint.experiment.task.ways, len(checkpoint.split["test"])
-    (4, 3, 27)
+    (4, 3, 26)
     >>> learner = checkpoint.learner()  # a VectorizedMAML with these weights
     """
     try:

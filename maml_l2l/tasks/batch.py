@@ -35,9 +35,9 @@ class TaskBatch:
     Raises `UserError` where shapes, dtypes or devices do not fit together, a label is out of range, or a class has no
     support image.
 
-    >>> import torch
+    >>> import maml_l2l, torch
     >>> labels = torch.arange(5).expand(2, 5)
-    >>> tasks = TaskBatch(torch.rand(2, 5, 1, 28, 28), labels, torch.rand(2, 5, 1, 28, 28), labels, ways=5)
+    >>> tasks = maml_l2l.TaskBatch(torch.rand(2, 5, 1, 28, 28), labels, torch.rand(2, 5, 1, 28, 28), labels, ways=5)
     >>> len(tasks), len(tasks[0])
     (2, 1)
     """

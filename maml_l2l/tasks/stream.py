@@ -29,6 +29,16 @@ class TaskStream:
     of 90 degrees, drawn for each class of each task (Santoro et al., 2016; Finn et al., 2017). With `shift` it moves
     each image by as many pixels at most, drawn for each image, down and across, as Santoro et al. do against
     overfitting. With `augment` each image is changed as `augment.augmented` does, at this strength.
+
+    >>> import maml_l2l, torch
+    >>> from maml_l2l.data.labelled_images import LabelledImages
+    >>> pixels = torch.randint(256, (12, 1, 28, 28), dtype=torch.uint8)  # four images of each of three classes
+    >>> images = LabelledImages(pixels, torch.arange(3).repeat_interleave(4), ("ant", "bee", "eel"))
+    >>> sizes = {"ways": 2, "shots": 1, "queries": 3}
+    >>> stream = maml_l2l.TaskStream(images, ["ant", "bee", "eel"], split="train", rotate=False, seed=0, **sizes)
+    >>> tasks = stream.batch(start=0, count=8)
+    >>> tasks.support.shape, tasks.query.shape
+    (torch.Size([8, 2, 1, 28, 28]), torch.Size([8, 6, 1, 28, 28]))
     """
 
     def __init__(
