@@ -32,9 +32,7 @@ def experiment(root, *overrides):
 
 
 def accuracies(checkpoint, **overrides):
-    return evaluate(
-        checkpoint, with_overrides(checkpoint.experiment, overrides, "the test"), "test"
-    ).accuracies
+    return evaluate(checkpoint, with_overrides(checkpoint.experiment, overrides, "the test"), "test").accuracies
 
 
 @pytest.fixture(scope="module")
