@@ -38,7 +38,7 @@ def main() -> None:
     checkpoint = load_pretrained(arguments.model)
     trained = on_this_machine(checkpoint.experiment)
     experiment = with_overrides(trained, _overrides(arguments), "the command line", arguments.set)
-    evaluation = evaluate(checkpoint, experiment, arguments.split, progress=True)
+    evaluation = evaluate(checkpoint, experiment, arguments.split, progress=commands.is_first_process())
     if not commands.is_first_process():
         return
     protocol = tables.evaluation_protocol(experiment, arguments.split)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from maml_l2l.backbones import register_backbone
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.glyphs import load_glyphs
@@ -197,3 +199,23 @@ def test_a_device_that_is_not_there_or_is_none_is_refused(path):
     for device, message in (("cuda:99", "run.device is cuda:99, which PyTorch does not find"), ("gpu", "run.device")):
         with pytest.raises(UserError, match=message):
             FewShotClassifier(path, device=device).fit([BLANK, BLANK], [0, 1])
+
+
+def dropping(ways, channels, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(channels * image_size**2, ways))
+
+
+def test_a_prediction_drops_nothing_out(glyphs_root, drawings, tmp_path):
+    register_backbone("dropping", dropping)
+    settings = [
+        *TINY,
+        "model.name=dropping",
+        "train.iterations=1",
+        "train.validate_every=1",
+        f"data.root={glyphs_root}",
+    ]
+    train(load_experiment(None, settings), tmp_path / "run")
+    classifier = FewShotClassifier(tmp_path / "run" / "best.pth").fit(drawings(0)[:3], [0, 1, 2])
+    torch.manual_seed(0)
+    expected = classifier.predict_proba(drawings(1))
+    assert np.array_equal(classifier.predict_proba(drawings(1)), expected)

@@ -151,15 +151,32 @@ def test_a_signal_saves_what_was_done_and_says_how_to_resume(overrides, tmp_path
     assert [line["iteration"] for line in found if "loss" in line] == list(range(1, saved.iteration + 1))
 
 
-def test_a_second_ctrl_c_exits_at_once(monkeypatch):
-    left = []
-    monkeypatch.setattr(os, "_exit", left.append)
-    with StopRequests("go on") as stop:
+def test_a_second_ctrl_c_is_a_keyboard_interrupt_there_and_then():
+    """In a notebook it must not end the kernel, and with it all that the user has in memory."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as caught, StopRequests("go on") as stop:
         stop.at_once = False
         os.kill(os.getpid(), signal.SIGINT)
-        assert (stop.signal_number, left) == (signal.SIGINT, [])
+        assert stop.signal_number == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
-    assert left == [130]
+        raise AssertionError("it went on")
+    assert not isinstance(caught.value, Stopped)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_training_that_is_interrupted_twice_leaves_whole_files_and_no_traceback(overrides, tmp_path):
+    folder = tmp_path / "run"
+    endless = [*overrides, "train.iterations=100000", "run.compile=false", "run.workers=2"]
+    with started("maml_l2l.train", "--set", *endless, "--run_dir", folder) as (process, finish):
+        wait_for_metrics(folder, 3)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+        done = finish(timeout=60)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert load_checkpoint(folder / "last.pth").iteration > 0
 
 
 def test_a_signal_before_anything_is_done_stops_there_and_then(overrides, tmp_path, monkeypatch):

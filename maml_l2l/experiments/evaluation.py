@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.algorithms.scores import Evaluation, Scores
@@ -20,6 +19,7 @@ from maml_l2l.data.splits import SPLITS, unseen_classes
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, find_device
 from maml_l2l.system.errors import UserError
+from maml_l2l.system.messages import progress_bar, progress_bars
 from maml_l2l.tasks.stream import TaskStream, task_stream
 
 _log = logging.getLogger(__name__)
@@ -52,10 +52,10 @@ def evaluate_learner(
     """
     parts: list[Scores] = []
     starts = range(0, tasks, _TASKS_AT_ONCE)
-    hidden = None if progress and distributed.rank() == 0 else True
     training = learner.training
     learner.eval()  # no dropout
-    with tqdm(total=tasks, unit="task", desc="evaluation", disable=hidden) as bar:
+    shown = progress_bars(progress and distributed.rank() == 0)
+    with shown, progress_bar(total=tasks, unit="task", description="evaluation") as bar:
         for start in starts[distributed.rank() :: distributed.processes()]:
             batch = stream.batch(start, min(_TASKS_AT_ONCE, tasks - start)).to(device)
             logits = [learner.adapt_and_score(chunk, steps, normalisation) for chunk in learner.chunks(batch)]
@@ -80,7 +80,7 @@ def evaluate(
 
     experiment: data, task sizes, steps and normalisation; None: those of the checkpoint, on this machine's device.
     split: which of the checkpoint's own classes: `train`, `val` or `test`. Data that share no class with its split are
-    evaluated whole, which is said.  progress: draw a bar on stderr.
+    evaluated whole, which is said.  progress: show bars on a terminal.
 
     Raises `UserError` where there is no such checkpoint or split, where `experiment` changes a key that has no effect
     here, where the head has fewer outputs than `task.ways`, or where the data do not hold the classes or have images of
@@ -116,7 +116,7 @@ def _evaluate(checkpoint: Checkpoint, experiment: Experiment, split: str, progre
     checkpoint.check_ways(experiment.task.ways)
     run = experiment.run
     device = find_device(run.device)
-    with computing(device, run.threads, run.precision), distributed.process_group(device):
+    with progress_bars(progress), computing(device, run.threads, run.precision), distributed.process_group(device):
         with distributed.one_a_machine_first():
             images = load_data(experiment.data)
         stream = _stream(checkpoint, experiment, images, split)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 
@@ -15,7 +14,7 @@ class StopRequests:
     """While this context is open, a signal is noted in `signal_number` for the loop to act on between two iterations.
 
     As long as `at_once` is true, nothing has been done that could be lost: the signal then raises `Stopped` with
-    `message` where the program stands, in the compiler for example. A second SIGINT ends the process there and then.
+    `message` where the program stands, in the compiler for example. A second SIGINT raises `KeyboardInterrupt` there.
     """
 
     def __init__(self, message: str):
@@ -33,7 +32,7 @@ class StopRequests:
 
     def _note(self, number: int, _frame: object) -> None:
         if self.signal_number is not None and number == signal.SIGINT:
-            os._exit(128 + signal.SIGINT)  # the reader of files is safe: none stands half-written under its name
+            raise KeyboardInterrupt  # whoever reads the files is safe: none stands half-written under its name
         self.signal_number = number
         if self.at_once:
             raise self.stopped()
