@@ -98,12 +98,12 @@ class FewShotClassifier:
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(1)]
 
-    @torch.no_grad()
     def predict_proba(self, X: Iterable[Any]) -> np.ndarray:
         """The probability of each class for each of N pictures: (N, len(classes_)) float32, rows sum to 1."""
         self._check_fitted()
         pixels = _pixels_of_all(X, self._data, warn=True)
-        logits = [self._logits(queries) for queries in pixels.split(_QUERIES_AT_ONCE)]
+        with torch.no_grad():
+            logits = [self._logits(queries) for queries in pixels.split(_QUERIES_AT_ONCE)]
         return torch.cat(logits).softmax(1).cpu().numpy()
 
     def score(self, X: Iterable[Any], y: Sequence[Any], sample_weight: Sequence[float] | None = None) -> float:
