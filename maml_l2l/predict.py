@@ -22,12 +22,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="inner steps (default: as many as in training)")
     commands.add_set_option(parser, example="model.name=package.module:factory")
     parser.add_argument("--json", metavar="FILE", help="write all probabilities as JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw the support set and the queries with their predictions")
+    parser.add_argument("--plot", metavar="FILE", help="draw all pictures, what the network sees, and its predictions")
     commands.add_version_option(parser)
     arguments = parser.parse_args()
 
     # PyTorch and learn2learn load here, not for --help
     from maml_l2l.data.class_folders import query_pictures, support_pictures
+    from maml_l2l.data.pictures import thumbnails
     from maml_l2l.prediction import FewShotClassifier
     from maml_l2l.reports import plots, tables
     from maml_l2l.system.files import write_json
@@ -42,8 +43,11 @@ def main() -> None:
     if arguments.json:
         write_json(arguments.json, found)
     if arguments.plot:
-        drawn = classifier.pixels(examples), labels, classifier.pixels(queries[: plots.DRAWN_QUERIES])
-        plots.plot_predictions(*drawn, found, arguments.plot)
+        support, shown = (
+            plots.beside_originals(thumbnails(paths), classifier.pixels(paths))
+            for paths in (examples, queries[: plots.DRAWN_QUERIES])
+        )
+        plots.plot_predictions(support, labels, shown, found, arguments.plot)
 
 
 if __name__ == "__main__":

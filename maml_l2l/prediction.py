@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import reprlib
+import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
 from maml_l2l.config import Data, with_overrides
+from maml_l2l.data.drawing_problems import drawing_problem
 from maml_l2l.data.pictures import picture_pixels, read_picture
 from maml_l2l.system.device import find_device
 from maml_l2l.system.errors import UserError, not_fitted
@@ -79,7 +81,7 @@ class FewShotClassifier:
         overrides = {"algorithm.inner_steps": steps, "run.device": str(self.device)}
         experiment = with_overrides(checkpoint.experiment, overrides, origin="the parameters of the prediction")
         classes, indices = _classes_of(y)
-        support = _pixels_of_all(X, experiment.data)
+        support = _pixels_of_all(X, experiment.data, warn=True)
         if len(support) != len(indices):
             raise UserError(f"there are {len(support)} images and {len(indices)} labels. Give each image one label.")
         if len(classes) < 2:
@@ -96,10 +98,12 @@ class FewShotClassifier:
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(1)]
 
-    @torch.no_grad()
     def predict_proba(self, X: Iterable[Any]) -> np.ndarray:
         """The probability of each class for each of N pictures: (N, len(classes_)) float32, rows sum to 1."""
-        logits = [self._logits(queries) for queries in self.pixels(X).split(_QUERIES_AT_ONCE)]
+        self._check_fitted()
+        pixels = _pixels_of_all(X, self._data, warn=True)
+        with torch.no_grad():
+            logits = [self._logits(queries) for queries in pixels.split(_QUERIES_AT_ONCE)]
         return torch.cat(logits).softmax(1).cpu().numpy()
 
     def score(self, X: Iterable[Any], y: Sequence[Any], sample_weight: Sequence[float] | None = None) -> float:
@@ -111,8 +115,7 @@ class FewShotClassifier:
 
     def pixels(self, X: Iterable[Any]) -> torch.Tensor:
         """What the network sees of N pictures: (N, C, H, W) uint8."""
-        if not self.__sklearn_is_fitted__():
-            raise not_fitted("there is nothing to predict from yet. Call fit(X, y) first.")
+        self._check_fitted()
         return _pixels_of_all(X, self._data)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -131,6 +134,10 @@ class FewShotClassifier:
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={reprlib.repr(value)}" for name, value in self.get_params().items())
         return f"{type(self).__name__}({given})"
+
+    def _check_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise not_fitted("there is nothing to predict from yet. Call fit(X, y) first.")
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "classes_")
@@ -174,8 +181,8 @@ def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     raise UserError(f"labels must be a list of strings or integers, one for each image; found {found}.")
 
 
-def _pixels_of_all(images: Iterable[Any], data: Data) -> torch.Tensor:
-    """(N, C, H, W) uint8."""
+def _pixels_of_all(images: Iterable[Any], data: Data, warn: bool = False) -> torch.Tensor:
+    """(N, C, H, W) uint8. warn: of each drawing in which the network sees nothing, or not one sign."""
     if isinstance(images, str):
         raise UserError(f"expected a list of pictures, found the string {images!r}. Put the path into a list.")
     _check_not_one_picture(images)
@@ -186,7 +193,14 @@ def _pixels_of_all(images: Iterable[Any], data: Data) -> torch.Tensor:
         raise UserError(f"expected a list or an array of pictures, found one {kind}. Put it into a list.") from None
     if not images:
         raise UserError("there are no pictures in the list. Give one or more.")
-    return torch.from_numpy(np.stack([_pixels(image, i, data) for i, image in enumerate(images)]))
+    pixels = np.stack([_pixels(image, i, data) for i, image in enumerate(images)])
+    if warn and data.holds_drawings:
+        for index, (image, seen) in enumerate(zip(images, pixels, strict=True)):
+            problem = drawing_problem(seen[0])
+            if problem:
+                name = image if isinstance(image, (str, os.PathLike)) else f"images[{index}]"
+                warnings.warn(f"{name} {problem}, as the network sees it (predict --plot draws that)", stacklevel=3)
+    return torch.from_numpy(pixels)
 
 
 def _check_not_one_picture(images: Any) -> None:

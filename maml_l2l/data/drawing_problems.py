@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 _MOSTLY = 0.85  # share of the ink's box
-_APART, _SMALLER, _LARGE = 0.3, 0.7, 0.25  # gap, size by the larger one's, size: the last by that of everything
+_APART, _SMALLER, _LARGE = 0.27, 0.7, 0.25  # gap, size by the larger one's, size: the last by that of everything
 
 
 def drawing_problem(pixels: np.ndarray) -> str | None:

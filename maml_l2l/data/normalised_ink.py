@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from maml_l2l.data.ink import SIZE, ink_pixels
 
-NORMALISATION_VERSION = 1  # raise it with every change that alters a pixel: it is part of the caches' keys
+NORMALISATION_VERSION = 2  # raise it with every change that alters a pixel: it is part of the caches' keys
 
 EXTENT, PEN = 20, 2.0  # of the drawing's longer side and of the strokes in the pixels of (SIZE, SIZE)
 _FINE = 4  # the work goes on in pixels so many times finer
@@ -136,13 +136,21 @@ def _is_light_on_dark(cells: np.ndarray) -> bool:
 
 
 def _paper(cells: np.ndarray) -> np.ndarray:
-    """uint8: the picture without what is darker than its surroundings and narrower than a third of it."""
+    """uint8: the picture without what is darker than its surroundings and narrower than a third of it.
+
+    Shade that falls along a surface is taken out first. As that would dig a valley beside the edge of a shadow, which
+    then would be filled, and without it the darkest corner is filled, the darker answer counts.
+    """
     light = _light(cells)
-    window = max(cells.shape) // 3 | 1
-    paper = ndimage.grey_closing(cells / light, window)
-    paper = np.maximum(paper, _DEEPEST_SHADE * paper.max())
-    paper = light * ndimage.uniform_filter(paper, window // 3 | 1, mode="nearest")
+    paper = np.minimum(_closed(cells), light * _closed(cells / light))
     return np.rint(paper).clip(1, 255).astype(np.uint8)
+
+
+def _closed(cells: np.ndarray) -> np.ndarray:
+    window = max(cells.shape) // 3 | 1
+    closed = ndimage.grey_closing(cells, window)
+    closed = np.maximum(closed, _DEEPEST_SHADE * closed.max())
+    return ndimage.uniform_filter(closed, window // 3 | 1, mode="nearest")
 
 
 def _light(cells: np.ndarray) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maml_l2l.config import Data
@@ -62,6 +64,12 @@ def read_picture(path: str | Path, data: Data) -> np.ndarray:
         raise UserError(f"the picture {path} cannot be read: {reason}. Replace or remove it.") from None
     except Exception as error:  # damaged bytes make Pillow's readers raise almost anything
         raise UserError(f"the picture {path} is damaged ({error}). Replace or remove it.") from None
+
+
+def thumbnails(paths: Sequence[str | Path], side: int = 112) -> torch.Tensor:
+    """(N, 3, `side`, `side`) uint8: pictures as a person sees them, with white margins. Raises as `read_picture`."""
+    whole = Data(name="folder", image_size=side, fit="pad")
+    return torch.from_numpy(np.stack([read_picture(path, whole) for path in paths]))
 
 
 def _check_size(image: Image.Image, path: str | Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from torch.nn.functional import interpolate
 
 from maml_l2l.algorithms.scores import Evaluation
 from maml_l2l.system.errors import UserError
@@ -40,7 +41,7 @@ def plot_evaluation(evaluation: Evaluation, path: str | Path, title: str) -> Non
 def plot_predictions(
     support: torch.Tensor, labels: list[str], queries: torch.Tensor, predictions: list[dict], path: str | Path
 ) -> None:
-    """The support set above the queries and their classes, all as the network sees them.
+    """The support set above the queries and their classes, as the network sees them, or as `beside_originals` does.
 
     Each class has a row; where each has one picture, they stand side by side.
     support: (n, C, H, W) uint8, with n class names.  queries: (m, C, H, W) uint8, the first pictures of `predictions`.
@@ -48,27 +49,36 @@ def plot_predictions(
     """
     from matplotlib.figure import Figure
 
+    columns = max(1, _COLUMNS * support.shape[2] // support.shape[3])
     names = sorted(set(labels))[:_DRAWN_CLASSES]
-    shown = {name: support[[label == name for label in labels]][:_COLUMNS] for name in names}
+    shown = {name: support[[label == name for label in labels]][:columns] for name in names}
     drawn = sum(map(len, shown.values()))
     one_each = drawn == len(names)
-    rows, query_rows = (math.ceil(count / _COLUMNS) for count in (drawn, len(queries)))
+    rows, query_rows = (math.ceil(count / columns) for count in (drawn, len(queries)))
     heights = [1.25 * rows if one_each else 1.1 * len(names), 1.4 * query_rows]
     figure = Figure(figsize=(1.2 * _COLUMNS + 1, sum(heights) + 1), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=[height + 0.5 for height in heights])
-    upper.suptitle(_shown("support set, as the network sees it", drawn, len(support)))
+    pairs = ": each picture and what the network sees of it" if columns < _COLUMNS else ", as the network sees it"
+    upper.suptitle(_shown(f"support set{pairs}", drawn, len(support)))
     lower.suptitle(_shown("queries and their predictions", len(queries), len(predictions)))
     if one_each:
         pictures = [picture for (picture,) in shown.values()]
-        _draw_titled(upper.subplots(rows, _COLUMNS, squeeze=False).ravel(), pictures, map(_shortened, names))
+        _draw_titled(upper.subplots(rows, columns, squeeze=False).ravel(), pictures, map(_shortened, names))
     else:
-        places = upper.subplots(len(names), _COLUMNS, squeeze=False)
+        places = upper.subplots(len(names), columns, squeeze=False)
         for row, (name, pictures) in zip(places, shown.items(), strict=True):
             row[0].set_ylabel(_shortened(name), rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
             _draw(row, pictures)
     titles = (f"{_shortened(found['class'])}\n{100 * found['probability']:.1f} %" for found in predictions)
-    _draw_titled(lower.subplots(query_rows, _COLUMNS, squeeze=False).ravel(), queries, titles)
+    _draw_titled(lower.subplots(query_rows, columns, squeeze=False).ravel(), queries, titles)
     _save_figure(figure, Path(path))
+
+
+def beside_originals(originals: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """(N, 3, S, 2 S + S // 8) uint8: originals (N, 3, S, S), each with what the network sees of it, (N, C, H, W)."""
+    side = originals.shape[-1]
+    seen = interpolate(seen.expand(-1, 3, -1, -1), (side, side), mode="nearest-exact")
+    return torch.cat([originals, originals.new_full((*originals.shape[:3], side // 8), 255), seen], 3)
 
 
 def _shown(what: str, drawn: int, total: int) -> str:
