@@ -14,7 +14,7 @@ from maml_l2l.algorithms.scores import Evaluation
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import make_folder, write_atomically
 
-_COLUMNS, _DRAWN_CLASSES, DRAWN_QUERIES = 8, 20, 40  # of a picture of predictions
+_COLUMNS, _PAIRS, _DRAWN_CLASSES, DRAWN_QUERIES = 8, 5, 20, 40  # of a picture of predictions
 
 
 def _save_figure(figure, path: Path) -> None:
@@ -49,7 +49,8 @@ def plot_predictions(
     """
     from matplotlib.figure import Figure
 
-    columns = max(1, _COLUMNS * support.shape[2] // support.shape[3])
+    pairs = support.shape[3] > support.shape[2]
+    columns = _PAIRS if pairs else _COLUMNS
     names = sorted(set(labels))[:_DRAWN_CLASSES]
     shown = {name: support[[label == name for label in labels]][:columns] for name in names}
     drawn = sum(map(len, shown.values()))
@@ -58,8 +59,8 @@ def plot_predictions(
     heights = [1.25 * rows if one_each else 1.1 * len(names), 1.4 * query_rows]
     figure = Figure(figsize=(1.2 * _COLUMNS + 1, sum(heights) + 1), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=[height + 0.5 for height in heights])
-    pairs = ": each picture and what the network sees of it" if columns < _COLUMNS else ", as the network sees it"
-    upper.suptitle(_shown(f"support set{pairs}", drawn, len(support)))
+    how = ": each picture and what the network sees of it" if pairs else ", as the network sees it"
+    upper.suptitle(_shown(f"support set{how}", drawn, len(support)))
     lower.suptitle(_shown("queries and their predictions", len(queries), len(predictions)))
     if one_each:
         pictures = [picture for (picture,) in shown.values()]
