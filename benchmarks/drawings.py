@@ -47,7 +47,8 @@ FONTS = (  # files, without their endings
     "BecauseWeLearn-Regular", "BecauseWeMentor-Regular", "BecauseWeOrganize-Regular", "ComicNeue-Light",
     "ComicNeue-Regular", "DancingScript-Bold", "DancingScript-Regular", "dkg", "dkgBd", "dkgBI", "dkgIt",
     "Ecolier-court", "femkeklaver", "Humor-Sans", "KaushanScript-Regular", "Kristi", "LeckerliOne-Regular",
-    "NanumBarunpenB", "NanumBarunpenR", "NanumBrush", "NanumPen", "Rufscript010", "Delphine", "SteveHand", "YuseiMagic-Regular",
+    "NanumBarunpenB", "NanumBarunpenR", "NanumBrush", "NanumPen", "Rufscript010", "Delphine", "SteveHand",
+    "YuseiMagic-Regular",
 )
 # fmt: on
 PACKAGES = (
