@@ -59,7 +59,7 @@ def test_nearly_all_ink_is_said_of_what_the_network_sees():
 
 @pytest.mark.parametrize("ink", INKS)
 def test_characters_of_several_parts_are_not_warned_of(ink, glyphs_root):
-    pixels = load_glyphs(glyphs_root, alphabets=3, ink=ink).pixels[::3, 0].numpy()
+    pixels = load_glyphs(glyphs_root, alphabets=1, ink=ink).pixels[:, 0].numpy()
     assert np.mean([drawing_problem(drawing) is not None for drawing in pixels]) < 0.01
 
 
