@@ -27,6 +27,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     # PyTorch and learn2learn load here, not for --help
+    from maml_l2l.checkpoints.checkpoint import load_pretrained
     from maml_l2l.data.class_folders import query_pictures, support_pictures
     from maml_l2l.data.pictures import thumbnails
     from maml_l2l.prediction import FewShotClassifier
@@ -34,7 +35,7 @@ def main() -> None:
     from maml_l2l.system.files import write_json
 
     commands.use_named_backbone(arguments.set, alone=True)
-    classifier = FewShotClassifier(arguments.model, arguments.steps)
+    classifier = FewShotClassifier(load_pretrained(arguments.model), arguments.steps)
     examples, labels = support_pictures(arguments.support)
     queries = query_pictures(arguments.query)
     probabilities = classifier.fit(examples, labels).predict_proba(queries)

@@ -177,8 +177,8 @@ def test_validation_tasks_are_the_same_each_time(experiment, tmp_path, monkeypat
     seen = []
     stream = training.task_stream
 
-    def spy(experiment, images, split, name, *options):
-        tasks = stream(experiment, images, split, name, *options)
+    def spy(experiment, images, split, name, **options):
+        tasks = stream(experiment, images, split, name, **options)
         batch = tasks.batch
 
         def recording_batch(start, count):
@@ -206,7 +206,7 @@ def test_a_run_starts_from_a_pretrained_checkpoint_and_goes_on_without_it(experi
     images = load_data(experiment().data)
     trainer = MetaTrainer(experiment(*options), images, class_split(experiment().data, images), torch.device("cpu"))
     fresh = {name: weight.clone() for name, weight in trainer.learner.module.state_dict().items()}
-    trained.start(trainer.learner, trainer.backbone, trainer.split)
+    trained.start(trainer.learner, trainer.backbone, trainer.split, experiment().algorithm.update)
     for name, weight in trainer.learner.module.state_dict().items():
         new = ways > 3 and name.startswith("head.")
         assert torch.equal(weight, (fresh if new else trained.weights)[name][: len(weight)])
