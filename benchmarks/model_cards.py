@@ -11,7 +11,7 @@ from benchmarks.omniglot_runs import (
     best,
     figure,
     hardware,
-    max_pool,
+    network,
     plus_minus,
     published_networks,
     start,
@@ -79,7 +79,7 @@ Measure it again with `--n_way`, `--k_shot` and `--n_query` of the task:
 
 | | |
 |---|---|
-| network | `Conv4`, 64 filters, {downsample}; meta-learned step sizes, {order} order |
+| network | `Conv4`, 64 filters, {network}; meta-learned step sizes, {order} order |
 | data | Omniglot, 28x28, split `finn`, 1,100 characters to train; classes rotated{moved} |
 | start | {start} |
 | length | {iterations:,} meta-iterations of {meta_batch} tasks |
@@ -133,7 +133,7 @@ def model_card(path: Path, measured: list[dict], runs: list[dict]) -> str:
         steps="after one inner step" if steps == 1 else f"after {steps} inner steps",
         table=common.table(["task", "inductive", "transductive", "transductive, more steps"], rows),
         options=" ".join(f"--{flag} {task[key]}" for flag, key in _FLAGS.items()),
-        downsample="max-pooling" if max_pool(training) else "stride",
+        network=network(training),
         order=training["order"],
         moved=f", training images moved by up to {config['train']['shift']} px" * bool(config["train"].get("shift")),
         start=f"`{start(training)}`" if start(training) else "random weights",
@@ -171,7 +171,7 @@ def readme(networks: dict[Path, list[dict]], runs: list[dict]) -> str:
         scores = {run["cell"]: figure(run, "support") for run in measured}
         stands_for = ", ".join(f"`{name}`" for name, file in names(runs).items() if file == path.name)
         row = [f"[{path.name}]({path.stem}.md)", CELLS[measured[0]["cell"]]]
-        row += ["max-pooling" if max_pool(measured[0]) else "stride", *(scores.get(cell, "") for cell in CELLS)]
+        row += [network(measured[0]), *(scores.get(cell, "") for cell in CELLS)]
         rows.append([*row, stands_for])
     header = ["file, with its card", "trained on", "network", *CELLS.values(), "names"]
     return README_PAGE.format(first=next(iter(networks)).name, table=common.table(header, rows))

@@ -20,7 +20,7 @@ from benchmarks.omniglot_runs import (
     figure,
     hardware,
     load_runs,
-    max_pool,
+    network,
     published_networks,
     run_files,
     run_name,
@@ -61,7 +61,8 @@ training nor validation saw; classes rotated; as many queries per class as shots
   steps per task.
 - The seed sets the initial weights and the tasks. The time has validation in it, and compiling unless that is named.
 - The network is `Conv4` with 64 filters. Unlike the paper's, each parameter tensor has a learned step size, and
-  max-pooling takes the place of the stride where the table says so.
+  max-pooling takes the place of the stride and the inner gradients pass through Meta-Curvature (Park and Oliva, 2019)
+  where the table says so.
 - A network that was trained on another task size serves this one as it is. Of more ways the first are used.
 
 ## What others published
@@ -125,7 +126,7 @@ def _best_table(runs: list[dict]) -> str:
                 continue
             row = [name, order_name, figure(run), figure(run, "support"), _steps(run, runs)]
             row += [run["seed"], _others(run, runs), trained_on(run, runs)]
-            row += ["max-pooling" if max_pool(run) else "stride", training_time(run, runs), hardware(run, runs)]
+            row += [network(run), training_time(run, runs), hardware(run, runs)]
             rows.append(row)
     return common.table([*header, "network", "time", "machine"], rows)
 

@@ -117,9 +117,22 @@ def max_pool(run: dict) -> bool:
 
 
 def run_name(run: dict) -> str:
-    """What tells a run from the others: task size, order, seed, max-pooling and start."""
+    """What tells a run from the others: task size, order, seed, max-pooling, gradient transform and start."""
     origin = f"_from_{start_name(run)}" if start(run) else ""
-    return f"{own_cell(run['config'])}_{run['order']}_seed{run['seed']}{'_max_pool' * max_pool(run)}{origin}"
+    kind = "_max_pool" * max_pool(run) + (f"_{transform(run)}" if transform(run) else "")
+    return f"{own_cell(run['config'])}_{run['order']}_seed{run['seed']}{kind}{origin}"
+
+
+def network(run: dict) -> str:
+    """How the network of a run differs from the others': `max-pooling, Meta-Curvature`."""
+    known = {"meta_curvature": ", Meta-Curvature", "meta_sgd": ", Meta-SGD", "kronecker": ", Kronecker factors"}
+    return ("max-pooling" if max_pool(run) else "stride") + known.get(transform(run) or "", "")
+
+
+def transform(run: dict) -> str | None:
+    """The learned transform of the inner gradients, `algorithm.update`, where a run has one."""
+    update = run["config"]["algorithm"].get("update", "sgd")
+    return None if update in ("sgd", "lslr") else update
 
 
 def training_command(run: dict) -> str:

@@ -169,9 +169,8 @@ class Algorithm(_Section):
     @model_validator(mode="before")
     @classmethod
     def _lslr_learns_step_sizes(cls, values: Any) -> Any:
-        return (
-            values | {"learn_inner_lr": True} if isinstance(values, dict) and values.get("update") == "lslr" else values
-        )
+        lslr = isinstance(values, dict) and values.get("update") == "lslr"
+        return values | {"learn_inner_lr": True} if lslr else values
 
 
 class Train(_Section):
