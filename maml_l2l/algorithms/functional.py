@@ -1,12 +1,15 @@
-"""Calling a module with other parameters than its own."""
+"""Calling a module with other parameters than its own, for derivatives of any order."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def other_names(module: nn.Module) -> dict[str, str]:
@@ -30,3 +33,15 @@ def call_with(
     """
     shared = {name: parameters[first] for name, first in others.items()}
     return functional_call(module, {**parameters, **shared}, inputs, tie_weights=False)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within it attention consists of operations that have second derivatives, which PyTorch's fused ones lack."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
