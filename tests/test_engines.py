@@ -15,6 +15,20 @@ from maml_l2l.system.learn2learn_import import MAML
 from maml_l2l.tasks.batch import TaskBatch
 
 
+class TwoPlaces(nn.Module):
+    """A layer that stands in two places, as in learn2learn's networks, and a parameter that two layers share."""
+
+    def __init__(self, ways):
+        super().__init__()
+        self.layer = nn.Linear(28 * 28, 8)
+        self.body = nn.Sequential(nn.Flatten(), self.layer, nn.Tanh())
+        self.narrow, self.again, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, ways)
+        self.again.weight = self.narrow.weight
+
+    def forward(self, x):
+        return self.head(self.again(self.narrow(self.body(x)).tanh()).tanh())
+
+
 class Doubling(nn.Module):
     """A layer of nobody's library."""
 
@@ -123,7 +137,7 @@ def test_engines_agree_in_float32(ways, shots, queries, first_order):
     assert relative_error(gradient(vectorized), gradient(loop)) < 1e-4
 
 
-@pytest.mark.parametrize("make", [mlp, custom])
+@pytest.mark.parametrize("make", [mlp, custom, TwoPlaces])
 @ORDERS
 @pytest.mark.parametrize("steps", [1, 5])
 def test_any_module_is_served(make, first_order, steps):

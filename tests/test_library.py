@@ -1,13 +1,19 @@
 """The public names: loaded when they are used, and none hidden by a command's module."""
 
+import ast
+import difflib
 import inspect
+import re
 import subprocess
 import sys
 
 import pytest
 
 import maml_l2l
+from maml_l2l.backbones import registry
 from tests.commands import ROOT
+
+PAGE = (ROOT / "docs/library.md").read_text(encoding="utf-8")
 
 
 def python(code):
@@ -55,3 +61,49 @@ def test_rooms_can_still_be_set_and_patched(monkeypatch):
     assert maml_l2l.train == "patched"
     monkeypatch.undo()
     assert callable(maml_l2l.train)
+
+
+def test_an_engine_needs_no_data_set_and_a_task_batch_no_configuration():
+    loaded = "[name for name in sys.modules if name.startswith('maml_l2l.{room}')]"
+    assert python(f"import sys; from maml_l2l import VectorizedMAML; print({loaded.format(room='data')})") == "[]"
+    assert python(f"import sys; from maml_l2l import TaskBatch; print({loaded.format(room='config')})") == "[]"
+
+
+def test_the_page_describes_every_public_name():
+    headings = re.findall(r"^### `(\w+)`$", PAGE, re.MULTILINE)
+    assert sorted(headings) == sorted(maml_l2l.__all__)
+    for name in set(headings) - {"__version__"}:
+        signature = re.search(rf"^`{name}\((.*?)\)`", PAGE, re.MULTILINE | re.DOTALL).group(1)
+        public = getattr(maml_l2l, name)
+        parameters = inspect.signature(public).parameters
+        shown = re.findall(r"(\w+)(?:=[^,]*)?(?:,|$)", signature.replace("*, ", ""))
+        assert shown == list(parameters)[: len(shown)], name
+        for parameter, default in re.findall(r"(\w+)=([^,]+)", signature):
+            if default != "...":
+                assert str(parameters[parameter].default) == default.strip('"'), name
+
+
+def test_the_page_shows_how_the_example_s_loop_changes():
+    source = (ROOT / "examples/from_learn2learn.py").read_text()
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    loop, fast = (ast.get_source_segment(source, function).splitlines() for function in functions)
+    diff = list(difflib.unified_diff(loop, fast, n=99, lineterm=""))[3:]
+    assert "```diff\n" + "\n".join(diff) + "\n```\n" in PAGE
+
+
+@pytest.mark.parametrize("iterations", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_the_first_lines_of_the_page_run(iterations, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_factories", dict(registry._factories))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    if iterations < 50:
+        code = code.replace("train.iterations=50", f"train.iterations={iterations}").replace(
+            "alphabets=5", "alphabets=3"
+        )
+        fewer = '"train.validate_tasks=2", "eval.tasks=2", "eval.steps=1"]'
+        code = code.replace('"train.iterations', f'{fewer[:-1]}, "train.iterations')
+    names = {}
+    exec(code, names)
+    assert maml_l2l.load_checkpoint("runs/resnet18/last.pth").iteration == iterations
+    assert names["classifier"].classes_.tolist() == ["fish", "house", "snail", "star", "umbrella"]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import vmap
 
 from maml_l2l.algorithms.clone import TaskClone
+from maml_l2l.algorithms.functional import plain_attention
 from maml_l2l.algorithms.scores import Scores, mean_cross_entropy, score
 from maml_l2l.algorithms.transforms import GradientTransform
 from maml_l2l.system.errors import UserError
@@ -118,6 +119,7 @@ class MetaLearner(MAML):
             return Scores(losses, torch.full_like(losses, torch.nan))
         return Scores(losses, (outputs.argmax(-1) == targets).to(losses.dtype).mean(-1))
 
+    @plain_attention()
     def adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str = "batch") -> torch.Tensor:
         """Query outputs (len(steps), T, queries of a task, ways) after each number of inner steps in `steps`.
 
@@ -134,6 +136,7 @@ class MetaLearner(MAML):
     def _adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str) -> torch.Tensor:
         raise NotImplementedError
 
+    @plain_attention()
     def meta_gradient(self, tasks: TaskBatch, inner_steps: int, normalisation: str = "batch") -> Scores:
         """Set `.grad` of every parameter and step size to the meta-gradient of `tasks`; return how the tasks scored.
 

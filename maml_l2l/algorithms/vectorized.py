@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, vjp, vmap
 from maml_l2l.algorithms import adjoint
 from maml_l2l.algorithms.adjoint import Parameters, Problem, add_in_place, for_each_task
 from maml_l2l.algorithms.compiling import CompiledPieces
+from maml_l2l.algorithms.functional import call_with, other_names
 from maml_l2l.algorithms.heads import BIAS, WEIGHT, identity_head, prototype_head
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.algorithms.scores import Scores
@@ -52,7 +53,7 @@ class VectorizedMAML(MetaLearner):
         super().__init__(model, lr, *arguments, **options)
         if not self.allow_unused:
             raise UserError("VectorizedMAML does not look for unused parameters: leave allow_unused=False to LoopMAML.")
-        self._pieces, self._moving = CompiledPieces(), set()
+        self._pieces, self._moving, self._others = CompiledPieces(), set[str](), other_names(model)
 
     def _adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str) -> torch.Tensor:
         differentiable, scored, self._moving = torch.is_grad_enabled(), [], set(self.adapted_names())
@@ -203,7 +204,7 @@ class VectorizedMAML(MetaLearner):
             shared = {name: value.expand(len(images), *value.shape) for name, value in eta.items()}
             outputs = self.module.forward_tasks(theta | shared, images, first)
         else:
-            each = vmap(lambda theta, x: functional_call(self.module, theta | eta, (x,)), randomness="different")
+            each = vmap(lambda theta, x: call_with(self.module, theta | eta, self._others, x), randomness="different")
             with first_images_normalise(self.module, first):
                 outputs = each(theta, images)
         return outputs[..., :ways] if ways is not None else outputs

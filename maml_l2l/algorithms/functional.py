@@ -1,0 +1,47 @@
+"""Calling a module with other parameters than its own, for derivatives of any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def other_names(module: nn.Module) -> dict[str, str]:
+    """Of each parameter that several layers share, or a layer has twice, every further name with the first one."""
+    first: dict[nn.Parameter, str] = {}
+    others = {}
+    for prefix, part in module.named_modules():  # each layer once, in however many places it stands
+        for name, parameter in part.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            if first.setdefault(parameter, name) != name:
+                others[name] = first[parameter]
+    return others
+
+
+def call_with(
+    module: nn.Module, parameters: dict[str, torch.Tensor], others: dict[str, str], *inputs: torch.Tensor
+) -> Any:
+    """`module(*inputs)` with `parameters`, named as `named_parameters()` does; others: `other_names(module)`.
+
+    `functional_call` alone leaves a module in which a layer stands in two places, as in learn2learn's `OmniglotCNN`,
+    without its own parameters (pytorch issue 164759).
+    """
+    shared = {name: parameters[first] for name, first in others.items()}
+    return functional_call(module, {**parameters, **shared}, inputs, tie_weights=False)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within it attention consists of operations that have second derivatives, which PyTorch's fused ones lack."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
