@@ -1,6 +1,6 @@
 """A loss of one's own in both loops, and a layer that neither changes: a hinge loss on drawings of glyphs.
 
-    python examples/own_loss.py [META_ITERATIONS [ALPHABETS]]
+python examples/own_loss.py [META_ITERATIONS [ALPHABETS]]
 """
 
 import sys

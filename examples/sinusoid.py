@@ -1,6 +1,6 @@
 """The paper's regression (Finn et al., 2017, section 5.1): learn to fit a sine from 5 or 10 points, as in its figure 2.
 
-    python examples/sinusoid.py [META_ITERATIONS [PICTURE]]
+python examples/sinusoid.py [META_ITERATIONS [PICTURE]]
 """
 
 import math

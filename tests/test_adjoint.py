@@ -315,6 +315,25 @@ def test_a_clone_adapts_as_the_engine_does():
         torch.testing.assert_close(clone(task.query[0]), vectorized.adapt_and_score(task, [3])[0, 0], rtol=1e-9, atol=0)
 
 
+def test_tasks_of_unequal_size_are_scored_as_each_alone():
+    _, learner = pair(conv4)
+    sizes = [(5, 1, 2), (3, 2, 1), (3, 2, 1)]
+    alone = [random_tasks(1, *size, side=SIDE, seed=seed) for seed, size in enumerate(sizes)]
+    together = TaskBatch.stack(alone)
+    found = learner.adapt_and_score(together, [0, 2])
+    assert found.shape == (2, 3, 10, 5)
+    for index, task in enumerate(alone):
+        expected = learner.adapt_and_score(task, [0, 2])[:, 0]
+        torch.testing.assert_close(found[:, index, : expected.shape[1], : task.ways], expected, rtol=1e-9, atol=1e-12)
+    assert found[:, 1, 3:].isnan().all()
+    gradients = []
+    for task in alone:
+        learner.meta_gradient(task, 2)
+        gradients.append(gradient(learner) / len(alone))
+    learner.meta_gradient(together, 2)
+    assert relative_error(gradient(learner), sum(gradients)) < 1e-12
+
+
 class LiveBytes(TorchDispatchMode):
     """The most bytes that tensors made under it held at once."""
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 from torch.func import vmap
+from torch.nn import functional as F
 
 from maml_l2l.algorithms.clone import TaskClone
 from maml_l2l.algorithms.functional import plain_attention
@@ -123,6 +124,7 @@ class MetaLearner(MAML):
     def adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str = "batch") -> torch.Tensor:
         """Query outputs (len(steps), T, queries of a task, ways) after each number of inner steps in `steps`.
 
+        Where tasks are of unequal size, those that have fewer queries or ways are filled up with NaN.
         steps: not negative, each greater than the one before.
         normalisation: `batch` scores all queries of a task as one batch; `support` normalises each query with the
         statistics of the support images alone (see `first_images_normalise`).
@@ -131,7 +133,12 @@ class MetaLearner(MAML):
         if list(steps) != sorted(set(steps)) or not steps or steps[0] < 0:
             raise UserError(f"steps should be numbers from 0, each greater than the one before, found {list(steps)}.")
         check_normalisation(normalisation)
-        return self._adapt_and_score(tasks, steps, normalisation)
+        parts = [self._adapt_and_score(part, steps, normalisation) for part in tasks.chunks(len(tasks))]
+        queries, outputs = (max(part.shape[dim] for part in parts) for dim in (-2, -1))
+        padded = [
+            F.pad(part, (0, outputs - part.shape[-1], 0, queries - part.shape[-2]), value=torch.nan) for part in parts
+        ]
+        return torch.cat(padded, dim=1)
 
     def _adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str) -> torch.Tensor:
         raise NotImplementedError
