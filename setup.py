@@ -10,5 +10,5 @@ warnings.filterwarnings("ignore", message="Editable installation")
 setup(
     packages=[*find_packages(include=["maml_l2l*"]), "maml_l2l.pretrained_networks"],
     package_dir={"maml_l2l.pretrained_networks": "pretrained"},
-    package_data={"maml_l2l.pretrained_networks": ["*.pth", "names.json"]},
+    package_data={"maml_l2l": ["py.typed"], "maml_l2l.pretrained_networks": ["*.pth", "names.json"]},
 )

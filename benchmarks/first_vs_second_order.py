@@ -30,7 +30,7 @@ from maml_l2l.backbones import Conv4, build_backbone
 from maml_l2l.config import Algorithm, Experiment, load_experiment, with_overrides
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.experiments.evaluation import evaluate_learner
-from maml_l2l.experiments.training import MetaTrainer
+from maml_l2l.experiments.trainer import MetaTrainer
 from maml_l2l.system.machine import describe, machine
 from maml_l2l.tasks.batch import TaskBatch
 from maml_l2l.tasks.stream import task_stream

@@ -23,7 +23,7 @@ from benchmarks import common
 from maml_l2l import commands
 from maml_l2l.config import Experiment, load_experiment, with_overrides
 from maml_l2l.data.sources import class_split, load_data
-from maml_l2l.experiments.training import MetaTrainer
+from maml_l2l.experiments.trainer import MetaTrainer
 from maml_l2l.system import distributed
 from maml_l2l.system.machine import describe, machine
 

@@ -12,8 +12,6 @@ import maml_l2l
 from maml_l2l.backbones import Conv4
 from maml_l2l.data.sources import load_data
 
-SIZES = {"ways": 5, "shots": 1, "queries": 5}
-
 
 def hinge(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """outputs (n, ways) and labels (n,) of one task -> how far other classes come within a margin of 1, on average."""
@@ -24,9 +22,11 @@ def hinge(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def main(iterations: int = 200, alphabets: int = 10) -> None:
     """Meta-train from the same start with two losses; accuracy on classes that training never saw."""
     images = load_data(maml_l2l.load_experiment(None, ["data.name=glyphs", f"data.alphabets={alphabets}"]).data)
-    train, test = images.class_names[:-60], images.class_names[-60:]
-    stream = maml_l2l.TaskStream(images, list(train), split="train", rotate=True, seed=0, **SIZES)
-    unseen = maml_l2l.TaskStream(images, list(test), split="test", rotate=True, seed=0, **SIZES).batch(0, 100)
+
+    def stream(split: str, classes: tuple[str, ...]) -> maml_l2l.TaskStream:
+        return maml_l2l.TaskStream(images, list(classes), split=split, ways=5, shots=1, queries=5, rotate=True, seed=0)
+
+    seen, unseen = stream("train", images.class_names[:-60]), stream("test", images.class_names[-60:]).batch(0, 100)
     for loss in (cross_entropy, hinge):
         torch.manual_seed(0)
         network = Conv4(ways=5, filters=32)
@@ -34,7 +34,7 @@ def main(iterations: int = 200, alphabets: int = 10) -> None:
         learner = maml_l2l.VectorizedMAML(network, lr=0.4, loss=loss)
         optimizer = torch.optim.Adam(filter(lambda p: p.requires_grad, learner.parameters()), lr=3e-3)
         for number in range(iterations):
-            learner.meta_gradient(stream.batch(start=16 * number, count=16), inner_steps=1)
+            learner.meta_gradient(seen.batch(start=16 * number, count=16), inner_steps=1)
             optimizer.step()
         with torch.no_grad():
             outputs = learner.adapt_and_score(unseen, steps=range(4))

@@ -6,6 +6,7 @@ From the command line the same goes as `python -m maml_l2l.train --set model.nam
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def resnet18(ways: int, channels: int) -> torch.nn.Module:
     return torch.func.replace_all_batch_norm_modules_(network)  # the statistics of the images at hand
 
 
-def drawing(*strokes: tuple[slice, slice]) -> np.ndarray:
+def drawing(*strokes: tuple[slice, slice]) -> np.ndarray[Any, Any]:
     """(105, 105) uint8: black strokes on white."""
     paper = np.full((105, 105), 255, np.uint8)
     for rows, columns in strokes:

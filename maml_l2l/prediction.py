@@ -8,6 +8,7 @@ import reprlib
 import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class FewShotClassifier:
     ['ring']
     """
 
-    classes_: np.ndarray
+    classes_: np.ndarray[Any, Any]
     """After `fit`: the different labels, sorted, in the order of `predict_proba`'s columns."""
 
     steps_: int
@@ -59,7 +60,7 @@ class FewShotClassifier:
 
     def __init__(
         self,
-        checkpoint: Checkpoint | str | os.PathLike = "omniglot_5w1s",
+        checkpoint: Checkpoint | str | os.PathLike[str] = "omniglot_5w1s",
         steps: int | None = None,
         device: str = "auto",
     ):
@@ -93,12 +94,12 @@ class FewShotClassifier:
         self.classes_, self.steps_ = classes, experiment.algorithm.inner_steps
         return self
 
-    def predict(self, X: Iterable[Any]) -> np.ndarray:
+    def predict(self, X: Iterable[Any]) -> np.ndarray[Any, Any]:
         """The most probable class of each of N pictures: (N,) entries of `classes_`."""
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(1)]
 
-    def predict_proba(self, X: Iterable[Any]) -> np.ndarray:
+    def predict_proba(self, X: Iterable[Any]) -> np.ndarray[Any, Any]:
         """The probability of each class for each of N pictures: (N, len(classes_)) float32, rows sum to 1."""
         self._check_fitted()
         pixels = _pixels_of_all(X, self._data, warn=True)
@@ -169,7 +170,7 @@ class FewShotClassifier:
         return self._learner.adapt_and_score(task, [self.steps_], normalisation="support")[0, 0]
 
 
-def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The sorted classes, and the index of each label's class: (N,) int64."""
     try:
         array = np.asarray(labels)
@@ -219,10 +220,10 @@ def _check_not_one_picture(images: Any) -> None:
     raise UserError(f"expected pictures {expected}, found {shape}. One picture? Put it into a list. {further}")
 
 
-def _pixels(image: Any, index: int, data: Data) -> np.ndarray:
+def _pixels(image: Any, index: int, data: Data) -> np.ndarray[Any, Any]:
     """(C, H, W) uint8 of one picture. Raises `UserError` naming its path, or its index, where it is none."""
     if isinstance(image, (str, os.PathLike)):
-        return read_picture(image, data)
+        return read_picture(Path(image), data)
     try:
         return picture_pixels(image if isinstance(image, Image.Image) else _pil_image(image), data)
     except Exception as error:  # a PIL image may read a damaged file only now, which raises almost anything

@@ -15,7 +15,8 @@ import torch
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.sources import class_split, load_data
-from maml_l2l.experiments.training import MetaTrainer, train
+from maml_l2l.experiments.trainer import MetaTrainer
+from maml_l2l.experiments.training import train
 from maml_l2l.system import distributed
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.machine import describe

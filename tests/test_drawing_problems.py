@@ -15,7 +15,7 @@ from maml_l2l.data.ink import ink_pixels
 from maml_l2l.data.normalised_ink import normalised_ink
 from maml_l2l.data.pictures import thumbnails
 from maml_l2l.data.sources import class_split, load_data
-from maml_l2l.experiments.training import MetaTrainer
+from maml_l2l.experiments.trainer import MetaTrainer
 from maml_l2l.prediction import FewShotClassifier
 from maml_l2l.reports.plots import beside_originals
 from tests.commands import run

@@ -13,7 +13,8 @@ from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.experiments.evaluation import evaluate
-from maml_l2l.experiments.training import MetaTrainer, train
+from maml_l2l.experiments.trainer import MetaTrainer
+from maml_l2l.experiments.training import train
 from maml_l2l.prediction import FewShotClassifier
 from maml_l2l.system.messages import LOGGER, on_screen, progress_bar, progress_bars
 from maml_l2l.tasks.stream import task_stream

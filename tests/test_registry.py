@@ -236,3 +236,13 @@ def test_the_commands_work_with_an_own_network_that_the_user_names(own_module, g
     refused = run(*predict, "--set", own, "task.ways=2", folder=tmp_path)
     assert_user_error(refused, "--set task.ways=2: a prediction takes all but model.name from the checkpoint.")
     succeeds(*predict, "--set", own)
+
+
+def test_a_run_does_not_start_from_a_network_of_another_kind(checkpoint, glyphs_root, tmp_path):  # noqa: F811
+    save_checkpoint(checkpoint, tmp_path / "conv4.pth")
+    settings = [*TINY, f"data.root={glyphs_root}", "task.ways=5", "model.name=mlp"]
+    experiment = load_experiment(None, [*settings, f"model.pretrained={tmp_path / 'conv4.pth'}"])
+    with pytest.raises(
+        UserError, match=r"is a network of name conv4, filters 4, downsample stride, and this run's"
+    ):
+        train(experiment, tmp_path / "run")

@@ -17,7 +17,8 @@ from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.glyphs import load_glyphs
 from maml_l2l.experiments import run_folder
-from maml_l2l.experiments.training import MetaTrainer, train
+from maml_l2l.experiments.trainer import MetaTrainer
+from maml_l2l.experiments.training import train
 from maml_l2l.system import files
 from maml_l2l.system.errors import Stopped, UserError
 from maml_l2l.system.interruption import StopRequests

@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from maml_l2l.config import load_experiment
 from maml_l2l.data.sources import class_split, load_data
-from maml_l2l.experiments import training
-from maml_l2l.experiments.training import MetaTrainer, train
+from maml_l2l.experiments import trainer
+from maml_l2l.experiments.trainer import MetaTrainer
+from maml_l2l.experiments.training import train
 from maml_l2l.system import machine
 from maml_l2l.system.errors import UserError
 
@@ -175,7 +176,7 @@ def test_shift_moves_training_images_and_no_others(experiment):
 
 def test_validation_tasks_are_the_same_each_time(experiment, tmp_path, monkeypatch):
     seen = []
-    stream = training.task_stream
+    stream = trainer.task_stream
 
     def spy(experiment, images, split, name, **options):
         tasks = stream(experiment, images, split, name, **options)
@@ -190,7 +191,7 @@ def test_validation_tasks_are_the_same_each_time(experiment, tmp_path, monkeypat
         tasks.batch = recording_batch
         return tasks
 
-    monkeypatch.setattr(training, "task_stream", spy)
+    monkeypatch.setattr(trainer, "task_stream", spy)
     train(experiment(), tmp_path / "run")
     assert len(seen) == 2
     assert torch.equal(*seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from typing import Any
 
 import torch
 
@@ -10,15 +11,17 @@ from maml_l2l.algorithms.loop import LoopMAML
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.algorithms.transforms import TRANSFORMS, named_transform
 from maml_l2l.algorithms.vectorized import VectorizedMAML
-from maml_l2l.backbones import build_backbone
+from maml_l2l.backbones import Conv4, build_backbone
 from maml_l2l.config import Algorithm
 from maml_l2l.system.errors import UserError, listing
+
+__all__ = ["ENGINES", "LoopMAML", "MetaLearner", "VectorizedMAML", "build_learner"]
 
 ENGINES = {"vectorized": VectorizedMAML, "loop": LoopMAML}
 
 
 def build_learner(
-    algorithm: Algorithm, backbone: dict, compile: bool = False, precision: str = "float32"
+    algorithm: Algorithm, backbone: dict[str, Any], compile: bool = False, precision: str = "float32"
 ) -> MetaLearner:
     """The engine that `algorithm` names around a fresh network of `backbone`, the arguments of `build_backbone`.
 
@@ -26,7 +29,7 @@ def build_learner(
     """
     engine = ENGINES[algorithm.engine]
     network = build_backbone(backbone)
-    if precision == "bfloat16":
+    if isinstance(network, Conv4) and precision == "bfloat16":
         network.product_dtype = torch.bfloat16
     learner = engine(network, lr=algorithm.inner_lr, first_order=algorithm.order == "first")
     learner.task_chunk, learner.prototype_head = algorithm.task_chunk, algorithm.head == "prototype"

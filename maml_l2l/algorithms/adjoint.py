@@ -69,13 +69,13 @@ def step_back(
     """
     if gradients is None:
         gradients = adjoint if problem.linear else grad(problem.support_loss)(theta, eta)
-    _, pull_back = vjp(problem.update, theta, gradients, phi)
+    pull_back = vjp(problem.update, theta, gradients, phi)[1]
     a, b, d_phi = pull_back(adjoint)  # (2)
     if problem.first_order:
         return a, {name: torch.zeros_like(value) for name, value in eta.items()}, d_phi
     b = {name: value.contiguous() for name, value in b.items()}  # `jvp` takes no expanded tensors
     both = grad(problem.support_loss, argnums=(0, 1))
-    (gradients, _), (product, d_eta) = jvp(lambda theta: both(theta, eta), (theta,), (b,))  # (3)
+    (gradients, _), (product, d_eta) = jvp(lambda theta: both(theta, eta), (theta,), (b,))[:2]  # (3)
     if problem.linear and problem.learns:  # (2) again, now that the gradients are there
         (d_phi,) = vjp(lambda phi: problem.update(theta, gradients, phi), phi)[1](adjoint)
     return {name: a[name] + product[name] for name in a}, d_eta, d_phi  # (4)

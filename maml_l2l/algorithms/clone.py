@@ -18,6 +18,7 @@ class TaskClone(MAML):
 
     def __init__(self, module: nn.Module, learner: MetaLearner, **options: bool):
         super().__init__(module, learner.lr, **options)
+        self.module: nn.Module
         self._learner, self._steps = [learner], 0  # in a list, so that it is no part of this module
 
     def adapt(
@@ -42,6 +43,6 @@ class TaskClone(MAML):
             directions = learner.transform(directions)
         rates = dict(zip(parameters, learner.rates(self._steps).unbind(), strict=True))
         for name, direction in directions.items():
-            parameters[name].update = -rates[name] * direction
+            vars(parameters[name])["update"] = -rates[name] * direction  # where `update_module` looks for it
         self.module = update_module(self.module)
         self._steps += 1

@@ -21,15 +21,15 @@ class CompiledPieces:
     """Functions of tensors, compiled at their first call, for the shapes of that call."""
 
     def __init__(self) -> None:
-        self._pieces: dict[str, tuple[Any, Callable]] = {}
+        self._pieces: dict[str, tuple[Any, Callable[..., Any]]] = {}
         self._seconds: dict[str, float] = {}
         self._given_up = False
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """Nothing: a copy of a learner compiles its own."""
         return {}
 
-    def __setstate__(self, _: dict) -> None:
+    def __setstate__(self, _: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
 
     @property
@@ -37,7 +37,7 @@ class CompiledPieces:
         """The names of the pieces that run compiled."""
         return [] if self._given_up else list(self._pieces)
 
-    def run(self, name: str, function: Callable, arguments: tuple) -> Any:
+    def run(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """`function(*arguments)`, compiled under `name` where these are the shapes that it was compiled for."""
         shapes = _shapes(arguments)
         if not self._given_up and name not in self._pieces:
@@ -53,7 +53,7 @@ class CompiledPieces:
             _log.info("compiled the pieces of the meta-gradient: %s (run.compile: false does without)", pieces)
             self._seconds.clear()
 
-    def _compile(self, name: str, function: Callable, arguments: tuple, shapes: Any) -> Any:
+    def _compile(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], shapes: Any) -> Any:
         """What `function` gives; warn and stay uncompiled where this machine cannot compile it, or gets it wrong."""
 
         def piece(*arguments: Any) -> Any:
@@ -85,7 +85,7 @@ def _tensors(tree: Any) -> Iterator[torch.Tensor]:
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
 
 
-def _shapes(arguments: tuple) -> Any:
+def _shapes(arguments: tuple[Any, ...]) -> Any:
     return [(leaf.shape, leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf for leaf in tree_leaves(arguments)]
 
 

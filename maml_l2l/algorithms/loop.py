@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.func import functional_call
@@ -46,13 +47,14 @@ class LoopMAML(MetaLearner):
         return torch.stack(scored)
 
     def _start_from_prototypes(
-        self, learner: TaskClone, support: torch.Tensor, labels: torch.Tensor, ways: int
+        self, learner: TaskClone, support: torch.Tensor, labels: torch.Tensor, ways: int | None
     ) -> None:
         """Features of this network, not of its clone: inner gradients do not go through the prototypes."""
         weight = self.module.head.weight
         features = functional_call(self.module, identity_head(weight.shape[1], weight), (support,))
+        head: Any = learner.module.head
         for name, value in prototype_head(features, labels, ways).items():
-            learner.module.head._parameters[name.removeprefix("head.")] = value
+            head._parameters[name.removeprefix("head.")] = value
 
 
 def _query_outputs(learner: TaskClone, support: torch.Tensor, query: torch.Tensor, normalisation: str) -> torch.Tensor:

@@ -155,7 +155,7 @@ class MetaLearner(MAML):
         totals, parts = [torch.zeros_like(parameter) for parameter in parameters], []
         for chunk in self.chunks(tasks):
             gradients, scores = self._chunk_gradient(chunk, inner_steps, normalisation)
-            torch._foreach_add_(totals, gradients)
+            torch._foreach_add_(totals, list(gradients))
             parts.append(scores)
         for parameter, total in zip(parameters, totals, strict=True):
             parameter.grad = total.div_(len(tasks))

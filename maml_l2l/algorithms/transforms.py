@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call, vjp
+
+from maml_l2l.algorithms.heads import BIAS, WEIGHT
 
 Parameters = dict[str, torch.Tensor]
 
@@ -21,8 +25,8 @@ class GradientTransform(nn.Module):
         linear: every module is linear in the gradient.
         """
         super().__init__()
-        made = {name: transform(parameter) for name, parameter in network.named_parameters()}
-        made = {name: module for name, module in made.items() if module is not None}
+        modules = {name: transform(parameter) for name, parameter in network.named_parameters()}
+        made = {name: module for name, module in modules.items() if module is not None}
         self.linear, self._index = linear, {name: index for index, name in enumerate(made)}
         self.transforms = nn.ModuleList(made.values())
 
@@ -32,6 +36,25 @@ class GradientTransform(nn.Module):
         return {
             name: self.transforms[index[name]](g.contiguous()) if name in index else g for name, g in gradients.items()
         }
+
+
+def transformed(
+    transform: GradientTransform, learned: Parameters, network: nn.Module, gradients: Parameters
+) -> Parameters:
+    """The gradients of one task through `transform` with the parameters `learned`.
+
+    It knows them as the network's own parameters lie, the vectorized engine as `task_parameters` arranges them.
+    """
+    arrange: Any = getattr(network, "task_parameters", None)
+    if arrange is None:
+        return functional_call(transform, learned, (gradients,))
+    zeros = {name: torch.zeros_like(parameter) for name, parameter in network.named_parameters()}
+    zeros |= {name: torch.zeros_like(gradients[name]) for name in (WEIGHT, BIAS) if name in gradients}  # other ways
+    arranged, back = vjp(arrange, zeros)[:2]  # of a rearrangement, the transpose is the inverse
+    natural = back({**arranged, **gradients})[0]
+    changed = functional_call(transform, learned, ({name: natural[name] for name in gradients},))
+    changed = arrange({**zeros, **changed})
+    return {name: changed[name] for name in gradients}
 
 
 class FeatureCurvature(nn.Module):

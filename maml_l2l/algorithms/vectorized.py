@@ -7,15 +7,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.func import functional_call, grad, vjp, vmap
+from torch.func import grad, vjp, vmap
 
 from maml_l2l.algorithms import adjoint
 from maml_l2l.algorithms.adjoint import Parameters, Problem, add_in_place, for_each_task
 from maml_l2l.algorithms.compiling import CompiledPieces
 from maml_l2l.algorithms.functional import call_with, other_names
-from maml_l2l.algorithms.heads import BIAS, WEIGHT, identity_head, prototype_head
-from maml_l2l.algorithms.meta_learner import MetaLearner
+from maml_l2l.algorithms.heads import WEIGHT, identity_head, prototype_head
+from maml_l2l.algorithms.meta_learner import Loss, MetaLearner
 from maml_l2l.algorithms.scores import Scores
+from maml_l2l.algorithms.transforms import transformed
 from maml_l2l.backbones import first_images_normalise
 from maml_l2l.system.errors import UserError
 from maml_l2l.tasks.batch import TaskBatch
@@ -48,9 +49,17 @@ class VectorizedMAML(MetaLearner):
     compiled = False
     """Compile the pieces of the meta-gradient for the first chunk's shapes; whatever has others runs as it is."""
 
-    def __init__(self, model: torch.nn.Module, lr: float, *arguments: Any, **options: Any):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        lr: float,
+        first_order: bool = False,
+        allow_unused: bool | None = None,
+        allow_nograd: bool = True,
+        loss: Loss | None = None,
+    ):
         """See `MetaLearner`. Raises `UserError` for `allow_unused=False`, too: unused parameters are not looked for."""
-        super().__init__(model, lr, *arguments, **options)
+        super().__init__(model, lr, first_order, allow_unused, allow_nograd, loss)
         if not self.allow_unused:
             raise UserError("VectorizedMAML does not look for unused parameters: leave allow_unused=False to LoopMAML.")
         self._pieces, self._moving, self._others = CompiledPieces(), set[str](), other_names(model)
@@ -121,7 +130,9 @@ class VectorizedMAML(MetaLearner):
 
     # The pieces: functions of their arguments alone, where `support` stands for images, labels and ways.
 
-    def _begin(self, shared: Parameters, support: torch.Tensor, labels: torch.Tensor, ways: int | None) -> tuple:
+    def _begin(
+        self, shared: Parameters, support: torch.Tensor, labels: torch.Tensor, ways: int | None
+    ) -> tuple[Parameters, Parameters]:
         """theta_0, contiguous, and eta, from the parameters of the module."""
         arranged = self.module.task_parameters(shared) if self._batches_itself else shared
         eta = {name: value for name, value in arranged.items() if name not in self._moving}
@@ -135,10 +146,10 @@ class VectorizedMAML(MetaLearner):
 
     def _pull_back(self, shared: Parameters, d_theta: Parameters, d_eta: Parameters, *support: Any) -> Parameters:
         """What the gradients for theta_0 and eta are for the parameters of the module."""
-        _, pull_back = vjp(lambda shared: self._begin(shared, *support), shared)
+        pull_back = vjp(lambda shared: self._begin(shared, *support), shared)[1]
         return pull_back((d_theta, d_eta))[0]
 
-    def _step(self, theta: Parameters, eta: Parameters, phi: Parameters, *support: Any) -> tuple:
+    def _step(self, theta: Parameters, eta: Parameters, phi: Parameters, *support: Any) -> tuple[Any, ...]:
         return adjoint.step(self._problem(*support), theta, eta, phi)
 
     def _step_back(
@@ -149,7 +160,7 @@ class VectorizedMAML(MetaLearner):
         eta: Parameters,
         phi: Parameters,
         *support: Any,
-    ) -> tuple:
+    ) -> tuple[Any, ...]:
         return adjoint.step_back(self._problem(*support), theta, gradients, following, eta, phi)
 
     def _query(
@@ -216,20 +227,8 @@ class VectorizedMAML(MetaLearner):
         moving = {name: gradient for name, gradient in gradients.items() if name in self._moving}
         if self.transform is not None:
             learned = {name: value for name, value in phi.items() if name != _RATES}
-            moving = vmap(partial(self._transformed, learned))(moving)
+            moving = vmap(partial(transformed, self.transform, learned, self.module))(moving)
         return {n: value - rates[n] * moving[n] if n in moving else value for n, value in theta.items()}
-
-    def _transformed(self, learned: Parameters, gradients: Parameters) -> Parameters:
-        """The gradients of one task through the transform, which knows them in the module's own arrangement."""
-        if not self._batches_itself:
-            return functional_call(self.transform, learned, (gradients,))
-        zeros = {name: torch.zeros_like(parameter) for name, parameter in self.module.named_parameters()}
-        zeros |= {name: torch.zeros_like(gradients[name]) for name in (WEIGHT, BIAS) if name in gradients}  # other ways
-        arranged, back = vjp(self.module.task_parameters, zeros)  # of a rearrangement, the transpose is the inverse
-        natural = back({**arranged, **gradients})[0]
-        changed = functional_call(self.transform, learned, ({name: natural[name] for name in gradients},))
-        changed = self.module.task_parameters({**zeros, **changed})
-        return {name: changed[name] for name in gradients}
 
     @property
     def _batches_itself(self) -> bool:

@@ -51,12 +51,14 @@ class Conv4(nn.Module):
         stride = 2 if downsample == "stride" else 1
         self.pool = downsample == "max_pool"
         inputs = [channels, filters, filters, filters]
-        self.convolutions = nn.ModuleList(nn.Conv2d(n, filters, 3, stride=stride, padding=1) for n in inputs)
+        convolutions = [nn.Conv2d(n, filters, 3, stride=stride, padding=1) for n in inputs]
+        self.convolutions = nn.ModuleList(convolutions)
         self.norms = nn.ModuleList(BatchStatisticsNorm(filters) for _ in inputs)
         self.head = nn.Linear(filters, ways)
-        for convolution in self.convolutions:
+        for convolution in convolutions:
             nn.init.xavier_uniform_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
 
     def forward(self, x: torch.Tensor, statistics_from: int | None = None) -> torch.Tensor:
         """x: (N, C, H, W) in [0, 1] -> logits (N, ways). `statistics_from`: see `BatchStatisticsNorm.forward`."""

@@ -59,7 +59,7 @@ def use_backbone(name: str) -> None:
             f"model.name: there is no backbone {name}. {_known()}, or name your own as package.module:factory."
         )
     try:
-        factory = importlib.import_module(module)
+        factory: Any = importlib.import_module(module)
         for part in attribute.split("."):
             factory = getattr(factory, part)
     except ModuleNotFoundError as error:
@@ -91,7 +91,7 @@ def build_backbone(arguments: dict[str, Any]) -> nn.Module:
 
 def backbone_arguments(model: Model, ways: int, channels: int, image_size: int) -> dict[str, Any]:
     """What `build_backbone` takes for the `model` section: the name, and the arguments that its factory asks for."""
-    given = {"ways": ways, "channels": channels, "image_size": image_size}
+    given: dict[str, Any] = {"ways": ways, "channels": channels, "image_size": image_size}
     given |= {"filters": model.filters, "downsample": model.downsample}
     return {"name": model.name, **{key: given[key] for key in factory_arguments(model.name)}}
 

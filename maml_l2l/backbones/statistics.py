@@ -21,8 +21,10 @@ def first_images_normalise(network: nn.Module, count: int | None) -> Iterator[No
     no query changes what another one's answer is (Bronskill et al., 2020, section 3.1: TaskNorm). Layers that look at
     each image alone, such as `LayerNorm` and `GroupNorm`, are inductive as they are.
     """
-    layers = [] if count is None else [module for module in network.modules() if isinstance(module, _BATCH_NORMS)]
-    hooks = [layer.register_forward_hook(partial(_normalised, count=count)) for layer in layers]
+    hooks = []
+    if count is not None:
+        layers = [module for module in network.modules() if isinstance(module, _BATCH_NORMS)]
+        hooks = [layer.register_forward_hook(partial(_normalised, count=count)) for layer in layers]
     try:
         yield
     finally:

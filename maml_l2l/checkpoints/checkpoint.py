@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,9 @@ class Checkpoint:
     def restore(self, learner: MetaLearner) -> None:
         """Give `learner`, which must be one of this config, these weights and step sizes."""
         learner.module.load_state_dict(self.weights)
-        if self.inner_lrs is not None:
+        if self.inner_lrs is not None and learner.inner_lrs is not None:
             learner.inner_lrs.data.copy_(self.inner_lrs)
-        if self.transform is not None:
+        if self.transform is not None and learner.transform is not None:
             learner.transform.load_state_dict(self.transform)
 
     def start(self, learner: MetaLearner, backbone: dict[str, Any], split: ClassSplit, run_update: str) -> None:
@@ -98,8 +99,10 @@ class Checkpoint:
         seen = sorted(set(self.training_classes).intersection(split["val"] + split["test"]))
         problem = None
         if mine != wanted:
-            differing = [key for key in wanted if mine[key] != wanted[key]]
-            found, expected = (", ".join(f"{key} {one[key]}" for key in differing) for one in (mine, wanted))
+            differing = [key for key in {**wanted, **mine} if mine.get(key) != wanted.get(key)]
+            found, expected = (
+                ", ".join(f"{key} {one[key]}" for key in differing if key in one) for one in (mine, wanted)
+            )
             problem = f"is a network of {found}, and this run's is of {expected}. Give both the same"
         elif self.inner_lrs is not None and learner.inner_lrs is None:
             problem = "has learned step sizes, and this run learns none. Set algorithm.learn_inner_lr=true"
@@ -113,9 +116,9 @@ class Checkpoint:
         if problem:
             raise UserError(f"the checkpoint of model.pretrained {problem}, or start from another checkpoint.")
         _take(learner.module, self.weights)
-        if self.transform is not None:
+        if self.transform is not None and learner.transform is not None:
             _take(learner.transform, self.transform)
-        if self.inner_lrs is not None:
+        if self.inner_lrs is not None and learner.inner_lrs is not None:
             last = len(self.inner_lrs) - 1
             learner.inner_lrs.data.copy_(self.inner_lrs[[min(step, last) for step in range(len(learner.inner_lrs))]])
 
@@ -168,7 +171,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(**checked_contents(content, Checkpoint, str(path), "Use another one."))
 
 
-def load_pretrained(name_or_path: str | Path) -> Checkpoint:
+def load_pretrained(name_or_path: str | os.PathLike[str]) -> Checkpoint:
     """The published checkpoint of that name, e.g. `omniglot_5w1s`, or the one in that file; see `load_checkpoint`.
 
     The files come with the package. Raises `UserError`, which lists the names, where there is no such checkpoint.
@@ -177,4 +180,4 @@ def load_pretrained(name_or_path: str | Path) -> Checkpoint:
     >>> maml_l2l.load_pretrained("omniglot_5w1s").experiment.task.shots
     1
     """
-    return load_checkpoint(find_checkpoint(name_or_path))
+    return load_checkpoint(find_checkpoint(name_or_path if isinstance(name_or_path, str) else Path(name_or_path)))

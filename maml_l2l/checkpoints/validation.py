@@ -54,7 +54,7 @@ def checked_contents(content: dict[str, Any], kind: type, origin: str, remedy: s
         experiment = parse_experiment(checked["config"], origin=f"the config in {origin}")
         learner = _learner(experiment.algorithm, backbone)
         checked["weights"] = _finite_tensors(checked["weights"], learner.module.state_dict(), "weights")
-        learned = {} if learner.inner_lrs is None else {"inner_lrs": learner.inner_lrs}
+        learned: dict[str, torch.Tensor] = {} if learner.inner_lrs is None else {"inner_lrs": learner.inner_lrs}
         given = {} if checked["inner_lrs"] is None else {"inner_lrs": checked["inner_lrs"]}
         checked["inner_lrs"] = _finite_tensors(given, learned, "checkpoint").get("inner_lrs")
         transform = {} if learner.transform is None else learner.transform.state_dict()
@@ -100,7 +100,7 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
         raise ValueError(describe_problems(problems, known)) from None
 
 
-def _typed_fields(content: dict, kind: type) -> dict[str, Any]:
+def _typed_fields(content: dict[str, Any], kind: type) -> dict[str, Any]:
     fields = {field.name: field.default for field in dataclasses.fields(kind)}
     missing = [name for name, default in fields.items() if default is dataclasses.MISSING and name not in content]
     unknown = [name for name in content if name not in fields]
@@ -160,7 +160,7 @@ def _checked_adam(optimizer: dict[str, Any], parameters: list[torch.Tensor]) -> 
     }
 
 
-def _checked_adam_state(index: int, state: dict[str, torch.Tensor], parameters: list[torch.Tensor]) -> dict:
+def _checked_adam_state(index: int, state: dict[str, torch.Tensor], parameters: list[torch.Tensor]) -> dict[str, Any]:
     name = f"optimizer.state.{index}"
     if index not in range(len(parameters)):
         raise ValueError(f"`{name}` is of none of the {len(parameters)} parameters")

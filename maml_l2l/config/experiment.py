@@ -239,7 +239,7 @@ class Experiment(_Section):
 
     @model_validator(mode="after")
     def _the_sections_fit_together(self) -> Experiment:
-        if self.train.shift >= self.data.image_size:
+        if self.data.image_size is not None and self.train.shift >= self.data.image_size:
             raise ValueError(
                 f"`train.shift` should be less than `data.image_size`, {self.data.image_size}, found {self.train.shift}"
             )

@@ -59,7 +59,8 @@ def with_overrides(
 def documented_keys() -> Iterable[tuple[str, str, Any]]:
     """(section, key, pydantic field) of every config key, in the order of the file."""
     for section, field in Experiment.model_fields.items():
-        for name, key_field in field.annotation.model_fields.items():
+        kind: Any = field.annotation
+        for name, key_field in kind.model_fields.items():
             yield section, name, key_field
 
 

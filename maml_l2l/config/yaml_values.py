@@ -22,7 +22,7 @@ class _YamlLoader(yaml.SafeLoader):
     It refuses a key that stands there twice, of which PyYAML takes the last, and integers too large to be meant.
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":  # merges of merges grow without bounds

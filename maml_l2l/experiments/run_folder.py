@@ -39,7 +39,7 @@ def holds_run(path: Path) -> bool:
     return (path / CONFIG).exists()
 
 
-def started_by(path: Path, job: str) -> bool:
+def started_by(path: Path, job: str | None) -> bool:
     """Whether the torchrun that is called `job` has worked on the run in the folder `path`, the last of all."""
     sessions = _earlier_sessions(path)
     return holds_run(path) and (not sessions or sessions[-1].get("job") == job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 class UserError(ValueError):
@@ -18,7 +19,7 @@ class MissingPackage(UserError, ImportError):
 
 
 class _NotFitted(UserError):
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return not_fitted, self.args  # the class itself is made where it is raised, and could not be found again
 
 

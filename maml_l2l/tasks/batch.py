@@ -67,9 +67,8 @@ class TaskBatch:
         ways: int | None = None,
     ) -> TaskBatch:
         """One task of tensors without T: (n_support, ...), (n_support, ...), (n_query, ...), (n_query, ...)."""
-        task = (support, support_labels, query, query_labels)
-        check_tensors(task, leading=())
-        return cls(*(tensor[None] for tensor in task), ways)
+        check_tensors((support, support_labels, query, query_labels), leading=())
+        return cls(support[None], support_labels[None], query[None], query_labels[None], ways)
 
     @classmethod
     def stack(cls, tasks: Iterable[TaskBatch | tuple[torch.Tensor, ...]], ways: int | None = None) -> TaskBatch:
@@ -80,17 +79,18 @@ class TaskBatch:
         Raises `UserError` where there are none, or they differ in the shape of an image, in dtype, in device, or in
         whether they have classes.
         """
-        parts = [task if isinstance(task, TaskBatch) else cls.of_task(*task, ways=ways) for task in tasks]
+        parts = [task if isinstance(task, TaskBatch) else _single(task, ways) for task in tasks]
         check_alike([(part._tensors(), part.ways) for part in parts])
         sizes = tuple(size for part in parts for size in part._size_of_each())
         most = [max(size.support for size in sizes), max(size.query for size in sizes)]
         columns = zip(*(part._tensors() for part in parts), strict=True)
-        tensors = [
+        support, support_labels, query, query_labels = (
             torch.cat([_padded(tensor, n) for tensor in column])
             for column, n in zip(columns, (most[0], most[0], most[1], most[1]), strict=True)
-        ]
-        highest = None if parts[0].ways is None else max(part.ways for part in parts)
-        return cls(*tensors, highest, None if len(set(sizes)) == 1 else sizes, check=False)
+        )
+        highest = max((part.ways for part in parts if part.ways is not None), default=None)
+        unequal = None if len(set(sizes)) == 1 else sizes
+        return cls(support, support_labels, query, query_labels, highest, unequal, check=False)
 
     @classmethod
     def from_taskset(cls, taskset: Any, count: int, shots: int) -> TaskBatch:
@@ -130,7 +130,8 @@ class TaskBatch:
         return self.support, self.support_labels, self.query, self.query_labels
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> TaskBatch:
-        return TaskBatch(*map(function, self._tensors()), self.ways, self.sizes, check=False)
+        support, support_labels, query, query_labels = map(function, self._tensors())
+        return TaskBatch(support, support_labels, query, query_labels, self.ways, self.sizes, check=False)
 
     def _size_of_each(self) -> tuple[TaskSize, ...]:
         if self.sizes is not None:
@@ -144,9 +145,14 @@ class TaskBatch:
             return TaskBatch(support, support_labels, query, query_labels, self.ways, check=False)
         sizes = self.sizes[rows]
         n, m = max((size.support for size in sizes), default=0), max((size.query for size in sizes), default=0)
-        ways = None if self.ways is None else max((size.ways for size in sizes), default=self.ways)
+        ways = max((size.ways for size in sizes if size.ways is not None), default=self.ways)
         tensors = support[:, :n], support_labels[:, :n], query[:, :m], query_labels[:, :m]
         return TaskBatch(*tensors, ways, sizes if len(set(sizes)) > 1 else None, check=False)
+
+
+def _single(task: tuple[torch.Tensor, ...], ways: int | None) -> TaskBatch:
+    support, support_labels, query, query_labels = task
+    return TaskBatch.of_task(support, support_labels, query, query_labels, ways)
 
 
 def _padded(tensor: torch.Tensor, length: int) -> torch.Tensor:

@@ -70,7 +70,7 @@ def class_count(support_labels: torch.Tensor, query_labels: torch.Tensor, ways: 
     for name, labels in (("support_labels", support_labels), ("query_labels", query_labels)):
         wrong = (labels < 0) | (labels >= ways)
         if wrong.any():
-            task = wrong.any(1).nonzero()[0].item()
+            task = int(wrong.any(1).nonzero()[0])
             found = sorted(set(labels[task][wrong[task]].tolist()))
             raise UserError(
                 f"{name}: expected 0 to {ways - 1} for {ways} ways, found {found[0]} in task {task}. {_NUMBER_FROM_0}"

@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import signal
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -130,13 +131,13 @@ class TaskStream:
         return _shifted(pixels, self.shift, generator) if self.shift else pixels
 
 
-class _Draws(Dataset):
+class _Draws(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """What `stream.draw(start, count)` gives, by `start`."""
 
     def __init__(self, stream: TaskStream, count: int):
         self._stream, self._count = stream, count
 
-    def __getitem__(self, start: int) -> torch.Tensor:
+    def __getitem__(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self._stream.draw(start, self._count)
 
 
@@ -151,8 +152,9 @@ def task_stream(
 ) -> TaskStream:
     """The tasks of the split `name`, of the size that `experiment` says. shift, augment: see `TaskStream`."""
     data, sizes = experiment.data, experiment.task.model_dump()
-    options = {"rotate": data.rotate, "seed": experiment.run.seed, "drop_small": data.drop_small_classes}
-    return TaskStream(images, split[name], split=name, shift=shift, augment=augment, **sizes, **options)
+    options: dict[str, Any] = {"rotate": data.rotate, "seed": experiment.run.seed, "shift": shift, "augment": augment}
+    options["drop_small"] = data.drop_small_classes
+    return TaskStream(images, split[name], split=name, **sizes, **options)
 
 
 def _shifted(pixels: torch.Tensor, most: int, generator: random.Random) -> torch.Tensor:
