@@ -186,10 +186,14 @@ def hardware(run: dict, runs: list[dict]) -> str:
 
 
 def published_networks(runs: list[dict]) -> dict[Path, list[dict]]:
-    """Each checkpoint in `pretrained/` with the runs that measured it, its training first, by its SHA-256 sum."""
+    """Each checkpoint in `pretrained/` with the runs that measured it, its training first, by its SHA-256 sum.
+
+    Those without runs, such as the network for people's own drawings, are left out.
+    """
     networks = {}
     for path in sorted(PRETRAINED.glob("*.pth")):
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         measured = [run for run in runs if run["published_sha256"] == found]
-        networks[path] = sorted(measured, key=lambda run: run["cell"] != trained_on(run, runs))
+        if measured:
+            networks[path] = sorted(measured, key=lambda run: run["cell"] != trained_on(run, runs))
     return networks

@@ -1,4 +1,4 @@
-"""Name pictures: `python -m maml_l2l.predict --model runs/omniglot_5w1s/best.pth --support DIR --query FILE_OR_DIR`."""
+"""Name pictures: `python -m maml_l2l.predict --support DIR --query FILE_OR_DIR`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from maml_l2l import commands
+from maml_l2l.pretrained import DEFAULT
 
 
 def main() -> None:
@@ -14,7 +15,12 @@ def main() -> None:
         prog="python -m maml_l2l.predict",
         description="Adapt a checkpoint to your own classes, a few pictures each, and name other pictures.",
     )
-    parser.add_argument("--model", metavar="CHECKPOINT", required=True, help="a .pth file, or a name in pretrained/")
+    parser.add_argument(
+        "--model",
+        metavar="CHECKPOINT",
+        default=DEFAULT,
+        help=f"a .pth file, or a name in pretrained/ (default: {DEFAULT})",
+    )
     parser.add_argument("--support", metavar="DIR", required=True, type=Path, help="one folder of pictures per class")
     parser.add_argument(
         "--query", metavar="FILE_OR_DIR", required=True, nargs="+", type=Path, help="pictures, and folders of pictures"

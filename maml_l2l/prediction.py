@@ -19,6 +19,7 @@ from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
 from maml_l2l.config import Data, with_overrides
 from maml_l2l.data.drawing_problems import drawing_problem
 from maml_l2l.data.pictures import picture_pixels, read_picture
+from maml_l2l.pretrained import DEFAULT
 from maml_l2l.system.device import find_device
 from maml_l2l.system.errors import UserError, not_fitted
 from maml_l2l.tasks.batch import TaskBatch
@@ -35,8 +36,8 @@ class FewShotClassifier:
     X is a list of pictures, an object array of them, or one array (N, H, W) or (N, H, W, 3) or tensor (N, 1, H, W) or
     (N, 3, H, W). A picture is the path of an image file, a PIL image, a NumPy array (H, W) or (H, W, 3), or a tensor
     (1, H, W) or (3, H, W); of any size, in uint8 from 0 to 255 or in floats from 0 to 1. It is given as a person sees
-    it, so with dark ink on light paper where Omniglot or glyphs trained the network, and preprocessed as the training
-    data were. Pictures are no rows of features: there is no `n_features_in_`, and a 2-D array is refused.
+    it, and preprocessed as the training data were. Pictures are no rows of features: there is no `n_features_in_`, and
+    a 2-D array is refused.
 
     Queries are normalised with the statistics of the pictures given to `fit` (`algorithm.normalisation: support`), so a
     prediction does not depend on what else is asked. Every mistake raises `UserError`, which is a `ValueError`.
@@ -45,7 +46,7 @@ class FewShotClassifier:
     >>> stroke, ring = np.full((2, 105, 105), 255, np.uint8)
     >>> stroke[20:85, 50:55] = 0
     >>> ring[30:75, 30:75], ring[35:70, 35:70] = 0, 255
-    >>> classifier = maml_l2l.FewShotClassifier("omniglot_5w1s").fit([stroke, ring], ["stroke", "ring"])
+    >>> classifier = maml_l2l.FewShotClassifier().fit([stroke, ring], ["stroke", "ring"])
     >>> classifier.predict([ring[::-1, 5:]]).tolist()
     ['ring']
     """
@@ -60,7 +61,7 @@ class FewShotClassifier:
 
     def __init__(
         self,
-        checkpoint: Checkpoint | str | os.PathLike[str] = "omniglot_5w1s",
+        checkpoint: Checkpoint | str | os.PathLike[str] = DEFAULT,
         steps: int | None = None,
         device: str = "auto",
     ):

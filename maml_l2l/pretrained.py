@@ -12,6 +12,8 @@ from maml_l2l.system.errors import UserError
 _FOLDERS = (Path(__file__).parent / "pretrained_networks", Path(__file__).parents[1] / "pretrained")
 _NAMES = "names.json"
 
+DEFAULT = "drawings"  # what names pictures where no network is given
+
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
     """The file of a checkpoint that is given by its path or by the name of a pretrained network.
