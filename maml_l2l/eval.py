@@ -31,23 +31,26 @@ def main() -> None:
     from maml_l2l.checkpoints.checkpoint import load_checkpoint
     from maml_l2l.experiments.evaluation import evaluate_checkpoint
     from maml_l2l.reports import plots, tables
-    from maml_l2l.system.files import write_json
+    from maml_l2l.system.files import check_outputs, write_json
 
+    check_outputs([arguments.json, arguments.plot], [arguments.model])
     checkpoint = load_checkpoint(arguments.model)
     trained = checkpoint.experiment
     here = trained.run.model_copy(update={"device": "auto", "threads": None})  # the machine that trained it is another
     trained = trained.model_copy(update={"run": here})
     experiment = with_overrides(trained, _overrides(arguments), "the command line", arguments.set)
+    if experiment.data.name == "folder":
+        check_outputs([arguments.plot], [experiment.data.root])
     evaluation = evaluate_checkpoint(checkpoint, experiment, arguments.split)
     if not commands.is_first_process():
         return
     protocol = tables.evaluation_protocol(experiment, arguments.split)
-    print(tables.evaluation_title(protocol))
-    print(tables.evaluation_table(evaluation))
     if arguments.json:
         write_json(arguments.json, tables.evaluation_json(evaluation, protocol))
     if arguments.plot:
         plots.plot_evaluation(evaluation, arguments.plot, tables.evaluation_title(protocol))
+    print(tables.evaluation_title(protocol))
+    print(tables.evaluation_table(evaluation))
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, object]:

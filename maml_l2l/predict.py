@@ -28,19 +28,20 @@ def main() -> None:
     from maml_l2l.data.class_folders import query_pictures, support_pictures
     from maml_l2l.prediction import FewShotClassifier
     from maml_l2l.reports import plots, tables
-    from maml_l2l.system.files import write_json
+    from maml_l2l.system.files import check_outputs, write_json
 
     classifier = FewShotClassifier.load(arguments.model, arguments.steps)
     examples, labels = support_pictures(arguments.support)
     queries = query_pictures(arguments.query)
+    check_outputs([arguments.json, arguments.plot], [arguments.model, *examples, *queries])
     probabilities = classifier.fit(examples, labels).predict_proba(queries)
     found = tables.prediction_rows(queries, classifier.classes_.tolist(), probabilities)
-    print(tables.predictions_text(found))
     if arguments.json:
         write_json(arguments.json, found)
     if arguments.plot:
         drawn = classifier.pixels(examples), labels, classifier.pixels(queries[: plots.DRAWN_QUERIES])
         plots.plot_predictions(*drawn, found, arguments.plot)
+    print(tables.predictions_text(found))
 
 
 if __name__ == "__main__":

@@ -259,10 +259,11 @@ def test_a_damaged_image_is_named_with_its_remedy_and_the_remedy_works(tmp_path,
     assert len(omniglot.load_omniglot(tmp_path).pixels) == 12
 
 
-@pytest.mark.parametrize("side", [10_000, 20_000])
-def test_an_image_of_more_pixels_than_pillow_s_limit_is_refused_before_it_is_decoded(tmp_path, side):
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize("side", [3_000, 10_000, 20_000])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, side):
     Image.new("1", (side, side)).save(tmp_path / "1.png")
-    with pytest.raises(UserError, match=rf"1.png is damaged \(Image size \({side**2} pixels\) exceeds limit of"):
+    with pytest.raises(UserError, match=rf"1.png is damaged \(.*({side} x {side} pixels|exceeds limit of)"):
         omniglot._decode_file(str(tmp_path / "1.png"))
 
 

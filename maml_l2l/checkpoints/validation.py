@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from maml_l2l.backbones import Conv4
-from maml_l2l.config import MAX_FILTERS, MAX_WAYS, Algorithm, parse_experiment
+from maml_l2l.config import MAX_FILTERS, MAX_WAYS, Algorithm, Experiment, parse_experiment
 from maml_l2l.config.problems import describe_problems, shown
 from maml_l2l.data.splits import SPLITS, ClassSplit
 from maml_l2l.system.errors import UserError
@@ -34,8 +34,11 @@ class _Optimizer(BaseModel):
     """The state dict of an optimizer."""
 
     model_config = _STRICT
-    state: dict[int, dict[str, torch.Tensor]]
-    param_groups: list[dict[str, bool | int | float | tuple[float, float] | list[int] | None]]
+    # The limits keep a small pickle, which names one object a million times, from growing.
+    state: Annotated[dict[int, Annotated[dict[str, torch.Tensor], Field(max_length=3)]], Field(max_length=10_000)]
+    param_groups: Annotated[
+        list[dict[str, bool | int | float | tuple[float, float] | list[int] | None]], Field(max_length=1)
+    ]
 
 
 def checked_contents(content: dict, kind: type, origin: str) -> dict[str, Any]:
@@ -54,6 +57,7 @@ def checked_contents(content: dict, kind: type, origin: str) -> dict[str, Any]:
             network = Conv4(**backbone)
         checked["weights"] = _finite_tensors(checked["weights"], network.state_dict(), "weights")
         experiment = parse_experiment(checked["config"], origin=f"the config in {origin}")
+        _check_network(backbone, experiment)
         parameters = list(network.parameters())
         learned = _learned_lrs(experiment.algorithm, parameters)
         given = {} if checked["inner_lrs"] is None else {"inner_lrs": checked["inner_lrs"]}
@@ -63,6 +67,17 @@ def checked_contents(content: dict, kind: type, origin: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{origin} is not a valid checkpoint: {error}. Use another one.") from None
     return checked | {"backbone": backbone, "config": experiment.model_dump()}
+
+
+def _check_network(backbone: dict[str, Any], experiment: Experiment) -> None:
+    """Two descriptions of one network must agree: what is printed and compared is the config's."""
+    data = {key: getattr(experiment.data, key) for key in ("channels", "image_size")}
+    stated = {**experiment.model.model_dump(), **data, "ways": experiment.task.ways}
+    for key, found in backbone.items():
+        if key in stated and stated[key] != found:
+            raise ValueError(
+                f"`backbone.{key}` should be {shown(stated[key])}, as its config says, found {shown(found)}"
+            )
 
 
 def _learned_lrs(algorithm: Algorithm, parameters: list[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -114,6 +129,8 @@ def _finite_tensors(found: dict[str, torch.Tensor], like: dict[str, torch.Tensor
         if tensor.shape != like[key].shape:
             shapes = f"{tuple(like[key].shape)}, found {shown(tuple(tensor.shape))}"
             raise ValueError(f"`{name}.{key}` should have the shape {shapes}")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # would be filled up below
+            raise ValueError(f"`{name}.{key}` should have as many numbers as its shape says, found fewer")
         if tensor.dtype not in _DTYPES or not tensor.isfinite().all():
             raise ValueError(f"`{name}.{key}` should hold finite floating-point numbers")
     return {key: tensor.detach().contiguous() for key, tensor in found.items()}

@@ -14,9 +14,10 @@ from maml_l2l.config import Experiment, changed_keys
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import load_data
 from maml_l2l.data.splits import unseen_classes
+from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, find_device
-from maml_l2l.system.errors import UserError
+from maml_l2l.system.errors import UserError, printable
 from maml_l2l.tasks.stream import TaskStream, task_stream
 
 _TASKS_AT_ONCE = 50
@@ -73,9 +74,11 @@ def evaluate_checkpoint(checkpoint: Checkpoint, experiment: Experiment, split: s
     run = experiment.run
     device = find_device(run.device)
     with computing(device, run.threads, run.precision), distributed.process_group(device):
-        with distributed.one_a_machine_first():
-            images = load_data(experiment.data)
-        stream = _stream(checkpoint, experiment, images, split)
+        check_same_experiment(experiment)
+        images = distributed.one_a_machine_first(lambda: load_data(experiment.data))
+        with distributed.together():
+            stream = _stream(checkpoint, experiment, images, split)
+        check_same_data(images, checkpoint.split | {"evaluated": [split]}, checkpoint.weights)
         steps = range(experiment.eval.steps + 1)
         learner = checkpoint.learner(experiment.algorithm).to(device)
         return evaluate(
@@ -109,5 +112,5 @@ def _stream(checkpoint: Checkpoint, experiment: Experiment, images: LabelledImag
     if classes != checkpoint.split[split] and distributed.rank() == 0:
         total = len(images.class_names)
         which = f"all {total}" if len(classes) == total else f"the {len(classes)} of {total} that never trained it"
-        tqdm.write(f"{experiment.data.root} holds no class of the checkpoint's split: {which} are evaluated")
+        tqdm.write(f"{printable(experiment.data.root)} holds no class of the checkpoint's split: {which} are evaluated")
     return task_stream(experiment, images, {split: classes}, split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 from collections.abc import Iterator
@@ -18,11 +19,13 @@ from maml_l2l.config import Experiment
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.data.splits import ClassSplit
+from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
 from maml_l2l.experiments.evaluation import evaluate
-from maml_l2l.experiments.run_folder import NoRunFolder, RunFolder, refuse_used_folder, saved_state, started_by
+from maml_l2l.experiments.resuming import check_folder, claimed, saved_state, started_by
+from maml_l2l.experiments.run_folder import NoRunFolder, RunFolder
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, drawing_workers, find_device
-from maml_l2l.system.errors import UserError
+from maml_l2l.system.errors import UserError, printable
 from maml_l2l.system.interruption import StopRequests
 from maml_l2l.tasks.batch import TaskBatch
 from maml_l2l.tasks.stream import task_stream
@@ -179,35 +182,50 @@ def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, re
     torchrun starts again, after a process died, what it had started.
     Raises `UserError` where the data cannot serve the tasks, where `run_dir` already holds a run (resume: holds none,
     or one of another config), where it or `save_to` cannot be written, and where a loss or meta-gradient is not finite.
-    Raises `Stopped` after SIGINT or SIGTERM, with everything saved.
+    Raises `Stopped` after SIGINT, SIGTERM or SIGHUP, with everything saved.
     """
     run = experiment.run
     device = find_device(run.device)
-    with computing(device, run.threads, run.precision), distributed.process_group(device):
+    with (
+        computing(device, run.threads, run.precision),
+        distributed.process_group(device),
+        contextlib.ExitStack() as stack,
+    ):
+        check_same_experiment(experiment)
         resume = resume or (distributed.restarted() and started_by(run_dir, distributed.job()))
         # The first process reads them for all: there may be no folder that all machines share.
-        saved, pretrained = distributed.from_first(lambda: _beginning(experiment, run_dir, resume))
-        with distributed.one_a_machine_first():
-            images = load_data(experiment.data)
-        trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
-        if saved is not None:
-            trainer.restore(saved)
-        elif pretrained is not None:
-            trainer.start_from(pretrained)
-        with RunFolder(run_dir, experiment, saved, save_to) if distributed.rank() == 0 else NoRunFolder() as folder:
-            if saved is None:
-                folder.save_last(trainer.checkpoint(with_optimizer=True))
-            elif distributed.rank() == 0:
-                tqdm.write(f"resuming {run_dir} after {trainer.done} meta-iterations")
-            _run(trainer, folder, run_dir.name, _resume_command(run_dir, save_to))
+        saved, pretrained = distributed.from_first(lambda: _beginning(experiment, run_dir, save_to, resume, stack))
+        images = distributed.one_a_machine_first(lambda: load_data(experiment.data))
+        with distributed.together():
+            trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
+            if saved is not None:
+                trainer.restore(saved)
+            elif pretrained is not None:
+                trainer.start_from(pretrained)
+        check_same_data(images, trainer.split)
+        folder: RunFolder | NoRunFolder = NoRunFolder()
+        with distributed.together():
+            if distributed.rank() == 0:
+                folder = stack.enter_context(RunFolder(run_dir, experiment, saved, save_to))
+                if saved is None:
+                    folder.save_last(trainer.checkpoint(with_optimizer=True))
+                else:
+                    tqdm.write(f"resuming {printable(str(run_dir))} after {trainer.done} meta-iterations")
+        _run(trainer, folder, printable(run_dir.name), _resume_command(run_dir, save_to))
 
 
-def _beginning(experiment: Experiment, run_dir: Path, resume: bool) -> tuple[Checkpoint | None, Checkpoint | None]:
-    """The checkpoint that a run goes on from, and the pretrained one that a new run starts from; None where none is."""
-    if not resume:
-        refuse_used_folder(run_dir)
-    saved = saved_state(run_dir, experiment) if resume else None
+def _beginning(
+    experiment: Experiment, run_dir: Path, save_to: Path | None, resume: bool, stack: contextlib.ExitStack
+) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """The checkpoint that a run goes on from, and the pretrained one that a new run starts from; None where none is.
+
+    The folder is claimed until `stack` closes.
+    """
     path = experiment.model.pretrained
+    check_folder(run_dir, resume)  # leaves no trace in a folder that does not serve
+    stack.enter_context(claimed(run_dir, save_to, inputs=[] if path is None else [path]))
+    check_folder(run_dir, resume)  # another process may just have finished there
+    saved = saved_state(run_dir, experiment) if resume else None
     return saved, load_checkpoint(path) if saved is None and path is not None else None
 
 

@@ -27,3 +27,9 @@ def listing(items: Sequence[str], most: int = 10) -> str:
     """`a, b, c`, for a message: the first `most` items, then how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
+
+
+def printable(text: str) -> str:
+    """`text` in one line, with escapes for what would steer a terminal, as the names of files and keys may."""
+    line = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
