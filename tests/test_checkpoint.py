@@ -195,6 +195,27 @@ def test_a_state_dict_with_a_hidden_method_is_refused(checkpoint, tmp_path):
         ("backbone", BACKBONE | {"way": 5}, r"unknown key `backbone.way` \(did you mean `backbone.ways`"),
         ("backbone", {"ways": 5}, "`backbone.channels` is missing"),
         ("backbone", BACKBONE | {"ways": 4}, r"`weights.head.weight` should have the shape \(4, 4\), found \(5, 4\)"),
+        (
+            "backbone",
+            BACKBONE | {"downsample": "max_pool"},
+            "`backbone.downsample` should be 'stride', as its config says, found",
+        ),
+        (
+            "config",
+            {**EXPERIMENT.model_dump(), "task": {"ways": 4}},
+            "`backbone.ways` should be 4, as its config says, found 5",
+        ),
+        ("config", {"eval": {"steps": 10**6}}, "`eval.steps` should be less than or equal to 1000, found 1000000"),
+        (
+            "config",
+            {"algorithm": {"inner_steps": 10**6}},
+            "`algorithm.inner_steps` should be less than or equal to 1000",
+        ),
+        (
+            "config",
+            {"data": {"image_size": 10**5}},
+            "`data.image_size` should be less than or equal to 1024, found 1000",
+        ),
         ("weights", {}, r"`weights` lacks \['convolutions.0.bias', .* and holds the unknown \[\]"),
         ("weights", {"head.bias": [1.0]}, r"`weights.head.bias` should be an instance of Tensor"),
         ("optimizer", {"state": {}}, "`optimizer.param_groups` is missing"),

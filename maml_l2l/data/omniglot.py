@@ -239,7 +239,8 @@ def _decode_file(path: str) -> np.ndarray:
                 raise ValueError(f"{image.width} x {image.height} pixels")
             return ink_pixels(image)
     except Exception as error:  # damaged bytes make Pillow's readers raise almost anything
+        problem = reason(error) if isinstance(error, OSError) else error
         raise UserError(
-            f"the image {path} is damaged ({error}). Delete this file and run "
+            f"the image {path} is damaged ({problem}). Delete this file and run "
             "`python -m maml_l2l.download` with the same path and source: it writes the file anew."
         ) from None

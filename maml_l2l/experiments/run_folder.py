@@ -53,13 +53,13 @@ class RunFolder:
         Raises `UserError` where `path` or `save_to` cannot be written.
         """
         self.path, self.save_to = path, save_to
-        state = {"done": resumed.iteration, "size": resumed.metrics_bytes} if resumed else {}
-        self._metrics = MetricsLog(path, experiment.run.tensorboard, **state)
         config = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
         write_atomically(path / CONFIG, lambda file: file.write(config.encode()))
         self._sessions, self._started = [*earlier_sessions(path), {}], time.perf_counter()
         self._session = {"from": resumed.iteration if resumed else 0, "job": distributed.job(), **machine()}
         self._write_session(self._session["from"])  # so that a restarted job knows its run from the first moment on
+        state = {"done": resumed.iteration, "size": resumed.metrics_bytes} if resumed else {}
+        self._metrics = MetricsLog(path, experiment.run.tensorboard, **state)
         self._best_accuracy = resumed.best_accuracy if resumed else None
         if self._best_accuracy is not None:
             self._check_best(resumed)

@@ -83,14 +83,17 @@ def _draw(places, pictures: torch.Tensor) -> None:
 
 
 def plot_curves(metrics: Path, path: Path, title: str) -> None:
-    """Loss and accuracy of training (thin: each meta-iteration; thick: mean of a window) and validation."""
+    """Loss and accuracy of training (thin: each meta-iteration; thick: mean of a window) and validation.
+
+    Lines of `metrics` that hold something else, as after damage, are left out.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    with open(metrics, encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    training = [line for line in lines if "loss" in line]
-    validation = [line for line in lines if "val_loss" in line]
+    with open(metrics, "rb") as file:
+        lines = [_figures(line) for line in file]
+    training = [line for line in lines if {"iteration", "loss", "accuracy"} <= line.keys()]
+    validation = [line for line in lines if {"iteration", "val_loss", "val_accuracy", "val_ci95"} <= line.keys()]
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     figure.suptitle(title)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
@@ -112,6 +115,16 @@ def plot_curves(metrics: Path, path: Path, title: str) -> None:
     loss_axes.yaxis.set_minor_formatter(NullFormatter())
     accuracy_axes.set_ylabel("query accuracy after adaptation (%)")
     _save_figure(figure, path)
+
+
+def _figures(line: bytes) -> dict[str, float]:
+    """The numbers of one line of metrics; none where it is damaged."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    numbers = found if isinstance(found, dict) else {}
+    return {key: value for key, value in numbers.items() if isinstance(value, (int, float))}
 
 
 def _plot_smoothed(axes, iterations: list[int], values: list[float]) -> None:
