@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -35,7 +36,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     2 where it could not be written. Any other exception is a bug and keeps its traceback.
     """
     keep_freed_memory()
-    with screens() as (stdout, _):
+    with screens() as (stdout, _), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
         status = _status(main)
         stdout.flush()
         if stdout.problem is not None and status in (0, None):
@@ -48,6 +50,11 @@ def run(main: Callable[[], None]) -> NoReturn:
 def is_first_process() -> bool:
     """Whether this process may write and print for all that torchrun started; alone it always may."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    kind = "" if category is UserWarning else f" ({category.__name__})"
+    print(f"warning{kind}:", printable(str(message)), file=sys.stderr)
 
 
 def _status(main: Callable[[], None]) -> int | str | None:

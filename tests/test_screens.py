@@ -168,6 +168,7 @@ def test_paths_that_no_file_has_are_one_line(trained, tmp_path, path):
         ["maml_l2l.predict", "--model", trained / "best.pth", "--support", path, "--query", "x"],
         ["maml_l2l.predict", "--model", trained / "best.pth", "--support", ".", "--query", path],
         ["maml_l2l.download", "--path", tmp_path / "d", "--source", path],
+        ["maml_l2l.download", "--path", tmp_path / "d", "--source", f"~{path}"],
     ):
         assert_user_error(run(*command, folder=tmp_path), "")
 
@@ -199,6 +200,12 @@ def test_a_run_folder_s_name_is_printed_with_escapes(glyphs_root, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "\x1b[2J" not in done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "Done. Evaluate with: python -m maml_l2l.eval --model 'r \\x1b[2J/best.pth'"
+
+
+def test_a_warning_of_a_command_is_one_line():
+    code = "import warnings\nfrom maml_l2l import commands\ncommands.run(lambda: warnings.warn('a\\nb\\x1b[2J'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (0, "warning: a b\\x1b[2J\n")
 
 
 # --- the end of a terminal ---

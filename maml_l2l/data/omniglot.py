@@ -120,7 +120,7 @@ def _complete_part(folder: Path, part: _Part, source: str | None, verify: bool) 
 def _obtain(archive: Path, part: _Part, source: str | None, verify: bool) -> Path:
     """Return a checked archive: the one in the folder `source`, or `archive` freshly downloaded."""
     if source is not None and not re.match("https?://", source):
-        local = Path(source).expanduser() / archive.name
+        local = Path(os.path.expanduser(source)) / archive.name
         if not local.is_file():
             raise UserError(
                 f"there is no file {local}. The source must be a base address that begins with http:// or "

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from maml_l2l.algorithms.scores import Evaluation
-from maml_l2l.system.errors import UserError
+from maml_l2l.system.errors import UserError, printable
 from maml_l2l.system.files import make_folder, write_atomically
 
 _COLUMNS, _DRAWN_CLASSES, DRAWN_QUERIES = 8, 20, 40  # of a picture of predictions
@@ -70,6 +70,7 @@ def _shown(what: str, drawn: int, total: int) -> str:
 
 
 def _shortened(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"
 
 
@@ -95,7 +96,7 @@ def plot_curves(metrics: Path, path: Path, title: str) -> None:
     training = [line for line in lines if {"iteration", "loss", "accuracy"} <= line.keys()]
     validation = [line for line in lines if {"iteration", "val_loss", "val_accuracy", "val_ci95"} <= line.keys()]
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(printable(title), parse_math=False)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     for axes, key in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
         if training:  # a pretrained network is validated before it is trained any further

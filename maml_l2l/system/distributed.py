@@ -22,7 +22,7 @@ from maml_l2l.system.errors import UserError
 T = TypeVar("T")
 
 _PATIENCE = timedelta(minutes=10)  # the first meta-iteration may compile, and a validation take its time
-_LOADING = timedelta(hours=2)  # a data set may have to be downloaded or decoded by the first process of a machine
+_LOADING = timedelta(hours=2)  # machines may start late, and the first process of each download or decode a data set
 
 _state: dict[str, Any] = {"job": None, "loading": None}  # of the group that this process has joined
 
@@ -59,7 +59,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     with _answers():
-        store, number, world = next(distributed.rendezvous("env://", timeout=_PATIENCE))
+        store, number, world = next(distributed.rendezvous("env://", timeout=_LOADING))
         # torchrun keeps its store when it starts processes again; users may call many jobs by one name.
         _state["job"] = store.compare_set("maml_l2l job", "", secrets.token_hex(8)).decode()
         if os.environ.get("GROUP_WORLD_SIZE") == "1":  # machines count their restarts each for itself
@@ -83,9 +83,7 @@ def _answers() -> Iterator[None]:
         minutes = f"{_PATIENCE.total_seconds() / 60:g} minutes"
         late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
         problem = f"has not answered for {minutes}" if late else "is gone, and its own message says why"
-        raise UserError(
-            f"another process {problem}. Nothing that was saved is lost: see to it, and go on with --resume."
-        ) from error
+        raise UserError(f"another process {problem}. See to it, and go on with --resume.") from error
 
 
 def share(count: int) -> tuple[int, int]:
