@@ -52,8 +52,8 @@ KINDS = {  # how a test's file or name begins, and what its cases attack
 FILES = sorted({f"tests/{key.partition('::')[0]}" for key in KINDS})
 FUZZ_CASES = 7000  # of the suite
 MAX_MEMORY, MAX_SECONDS = 4 * 2**30, 300  # of the process, and of one test
-QUICK = [
-    *("train.iterations=60", "train.checkpoint_every=5", "train.validate_every=20", "train.validate_tasks=20"),
+QUICK = [  # as many files are written as in a whole run, sooner
+    *("train.iterations=30", "train.checkpoint_every=3", "train.validate_every=10", "train.validate_tasks=10"),
     *("run.threads=1", "run.device=cpu"),
 ]
 RESULTS = ("last.pth", "best.pth", "metrics.jsonl", "curves.png", "config.yaml")
@@ -186,12 +186,12 @@ def kills(number: int) -> dict:
 
         for folder in ("first", "expected"):  # the first one draws the data
             began = time.monotonic()
-            with begin(Path(name) / folder) as (_, finish):
+            with begin(Path(name) / folder / "run") as (_, finish):
                 done = finish(3600)
             assert done.returncode == 0, done.stderr
             whole = time.monotonic() - began
         while killed < number:
-            folder, status = Path(name) / f"run{runs}", None
+            folder, status = Path(name) / str(runs) / "run", None  # the curves bear the name of the folder
             runs += 1
             while status != 0:
                 with begin(folder) as (process, _):
@@ -202,9 +202,10 @@ def kills(number: int) -> dict:
                 if status not in (0, -signal.SIGKILL):
                     raise AssertionError(f"a resumed run ended with status {status}")
                 killed += status != 0
+            print(f"run {runs}: {killed} kills", flush=True)
             for result in RESULTS:
-                if (folder / result).read_bytes() != (Path(name) / "expected" / result).read_bytes():
-                    different.append(f"{folder.name}/{result}")
+                if (folder / result).read_bytes() != (Path(name) / "expected/run" / result).read_bytes():
+                    different.append(f"{folder.parent.name}/{result}")
             different += [str(path) for path in folder.glob(".*.tmp")]
     return {"kills": killed, "runs": runs, "different": different, "seconds": round(time.monotonic() - start)}
 
