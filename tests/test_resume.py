@@ -365,7 +365,8 @@ def test_a_folder_that_becomes_unwritable_ends_the_run_and_costs_nothing(
         name = files._temporary_name
 
         def failing(path):
-            if (disk / "run" / "metrics.jsonl").read_bytes().count(b"\n") > 12:
+            metrics = disk / "run" / "metrics.jsonl"
+            if metrics.exists() and metrics.read_bytes().count(b"\n") > 12:
                 raise OSError(30, "Read-only file system")
             return name(path)
 
