@@ -78,11 +78,18 @@ class MetricsLog:
         return UserError(f"cannot write {self._path}: {reason(error)}. Free space or make the folder writable.")
 
 
-def _summary_writer(folder: Path, purge_step: int):
+def check_tensorboard() -> None:
+    """Raise `UserError` where TensorBoard is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError:
         raise UserError("run.tensorboard is true, but TensorBoard is not installed: pip install tensorboard.") from None
+
+
+def _summary_writer(folder: Path, purge_step: int):
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
     try:
         return SummaryWriter(str(make_folder_in(folder.parent, folder.name)), purge_step=purge_step)
     except OSError as error:

@@ -21,6 +21,7 @@ from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
 from maml_l2l.experiments.evaluation import evaluate
+from maml_l2l.experiments.metrics_log import check_tensorboard
 from maml_l2l.experiments.resuming import check_folder, claimed, saved_state, started_by
 from maml_l2l.experiments.run_folder import NoRunFolder, RunFolder
 from maml_l2l.system import distributed
@@ -222,6 +223,8 @@ def _beginning(
     The folder is claimed until `stack` closes.
     """
     path = experiment.model.pretrained
+    if experiment.run.tensorboard:
+        check_tensorboard()
     check_folder(run_dir, resume)  # leaves no trace in a folder that does not serve
     stack.enter_context(claimed(run_dir, save_to, inputs=[] if path is None else [path]))
     check_folder(run_dir, resume)  # another process may just have finished there
