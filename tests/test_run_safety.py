@@ -75,7 +75,7 @@ def test_a_run_that_still_loads_its_data_keeps_others_out(experiment, tmp_path, 
 
 
 def test_a_run_that_ends_just_before_another_starts_is_not_overwritten(experiment, tmp_path, monkeypatch):
-    claim, kept = training.claimed, {}
+    claim, kept = resuming.claimed, {}
 
     @contextlib.contextmanager
     def late(path, *arguments, **options):
@@ -86,7 +86,7 @@ def test_a_run_that_ends_just_before_another_starts_is_not_overwritten(experimen
         with claim(path, *arguments, **options):
             yield
 
-    monkeypatch.setattr(training, "claimed", late)
+    monkeypatch.setattr(resuming, "claimed", late)
     with pytest.raises(UserError, match="already holds a run, which is never overwritten"):
         train(experiment, tmp_path / "run")
     assert contents(tmp_path / "run") == kept["run"]

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from maml_l2l.config import Experiment, changed_keys
+from maml_l2l.experiments.metrics_log import check_tensorboard
 from maml_l2l.system.errors import UserError, listing, printable
 from maml_l2l.system.files import check_outputs, check_regular, make_folder, open_regular, reason
 from maml_l2l.system.torch_files import UnreadableFile
@@ -29,6 +30,23 @@ _MAX_SESSIONS = 2**24  # bytes
 # What a resumed run may have otherwise: the folder of the data, who draws the tasks, and where and how often things are
 # written.
 FREE_ON_RESUME = ("data.root", "run.workers", "train.validate_every", "train.checkpoint_every", "run.tensorboard")
+
+
+def beginning(
+    experiment: Experiment, run_dir: Path, save_to: Path | None, resume: bool, stack: contextlib.ExitStack
+) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """The checkpoint that a run goes on from, and the pretrained one that a new run starts from; None where none is.
+
+    The folder is claimed until `stack` closes. Raises `UserError` where the run cannot begin in it.
+    """
+    path = experiment.model.pretrained
+    if experiment.run.tensorboard:
+        check_tensorboard()
+    check_folder(run_dir, resume)  # leaves no trace in a folder that does not serve
+    stack.enter_context(claimed(run_dir, save_to, inputs=[] if path is None else [path]))
+    check_folder(run_dir, resume)  # another process may just have finished there
+    saved = saved_state(run_dir, experiment) if resume else None
+    return saved, load_checkpoint(path) if saved is None and path is not None else None
 
 
 @contextlib.contextmanager

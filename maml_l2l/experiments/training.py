@@ -14,15 +14,14 @@ from tqdm import tqdm
 
 from maml_l2l.algorithms import backbone_arguments, build_learner
 from maml_l2l.algorithms.scores import Evaluation
-from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from maml_l2l.checkpoints.checkpoint import Checkpoint
 from maml_l2l.config import Experiment
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
 from maml_l2l.experiments.evaluation import evaluate
-from maml_l2l.experiments.metrics_log import check_tensorboard
-from maml_l2l.experiments.resuming import check_folder, claimed, saved_state, started_by
+from maml_l2l.experiments.resuming import beginning, started_by
 from maml_l2l.experiments.run_folder import NoRunFolder, RunFolder
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, drawing_workers, find_device
@@ -195,7 +194,7 @@ def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, re
         check_same_experiment(experiment)
         resume = resume or (distributed.restarted() and started_by(run_dir, distributed.job()))
         # The first process reads them for all: there may be no folder that all machines share.
-        saved, pretrained = distributed.from_first(lambda: _beginning(experiment, run_dir, save_to, resume, stack))
+        saved, pretrained = distributed.from_first(lambda: beginning(experiment, run_dir, save_to, resume, stack))
         images = distributed.one_a_machine_first(lambda: load_data(experiment.data))
         with distributed.together():
             trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
@@ -213,23 +212,6 @@ def train(experiment: Experiment, run_dir: Path, save_to: Path | None = None, re
                 else:
                     tqdm.write(f"resuming {printable(str(run_dir))} after {trainer.done} meta-iterations")
         _run(trainer, folder, printable(run_dir.name), _resume_command(run_dir, save_to))
-
-
-def _beginning(
-    experiment: Experiment, run_dir: Path, save_to: Path | None, resume: bool, stack: contextlib.ExitStack
-) -> tuple[Checkpoint | None, Checkpoint | None]:
-    """The checkpoint that a run goes on from, and the pretrained one that a new run starts from; None where none is.
-
-    The folder is claimed until `stack` closes.
-    """
-    path = experiment.model.pretrained
-    if experiment.run.tensorboard:
-        check_tensorboard()
-    check_folder(run_dir, resume)  # leaves no trace in a folder that does not serve
-    stack.enter_context(claimed(run_dir, save_to, inputs=[] if path is None else [path]))
-    check_folder(run_dir, resume)  # another process may just have finished there
-    saved = saved_state(run_dir, experiment) if resume else None
-    return saved, load_checkpoint(path) if saved is None and path is not None else None
 
 
 def _resume_command(run_dir: Path, save_to: Path | None) -> str:
