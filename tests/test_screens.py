@@ -211,20 +211,16 @@ def test_a_warning_of_a_command_is_one_line():
 # --- the end of a terminal ---
 
 
-def test_the_end_of_the_terminal_is_a_request_to_stop():
-    with StopRequests("go on") as stop:
-        stop.at_once = False
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert stop.signal_number == signal.SIGHUP
-        assert "stopped by SIGHUP: go on" in str(stop.stopped())
-
-
-def test_a_signal_that_is_ignored_stays_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup sets it
+@pytest.mark.parametrize(("handler", "heeded"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_the_end_of_the_terminal_is_a_request_to_stop_unless_it_is_ignored(handler, heeded):
+    before = signal.signal(signal.SIGHUP, handler)  # nohup has it ignored
     try:
         with StopRequests("go on") as stop:
+            stop.at_once = False
             os.kill(os.getpid(), signal.SIGHUP)
-            assert stop.signal_number is None
+            assert stop.signal_number == (signal.SIGHUP if heeded else None)
+            assert not heeded or "stopped by SIGHUP: go on" in str(stop.stopped())
+        assert signal.getsignal(signal.SIGHUP) is handler
     finally:
         signal.signal(signal.SIGHUP, before)
 
