@@ -242,7 +242,5 @@ def test_a_run_does_not_start_from_a_network_of_another_kind(checkpoint, glyphs_
     save_checkpoint(checkpoint, tmp_path / "conv4.pth")
     settings = [*TINY, f"data.root={glyphs_root}", "task.ways=5", "model.name=mlp"]
     experiment = load_experiment(None, [*settings, f"model.pretrained={tmp_path / 'conv4.pth'}"])
-    with pytest.raises(
-        UserError, match=r"is a network of name conv4, filters 4, downsample stride, and this run's"
-    ):
+    with pytest.raises(UserError, match=r"is a network of name conv4, filters 4, downsample stride, and this run's"):
         train(experiment, tmp_path / "run")

@@ -1,6 +1,5 @@
 """A network, its optimizer and its tasks: one meta-iteration after another."""
 
-
 from __future__ import annotations
 
 import math
