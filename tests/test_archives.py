@@ -12,6 +12,7 @@ import zipfile
 import pytest
 
 from maml_l2l.data import archives
+from maml_l2l.system import messages
 from maml_l2l.system.errors import UserError
 from tests.conftest import send
 
@@ -240,6 +241,20 @@ def test_a_server_that_sends_byte_after_byte_is_given_up(serve, monkeypatch, hea
     with pytest.raises(UserError, match=r"it sends less than 4096 bytes a second \(attempts: 3\)"):
         archives.fetch(f"{base}/a.zip")
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_reading_thread_shows_bars_as_its_caller_does(serve, monkeypatch, shown):
+    bars = []
+
+    def noted(*arguments, **options):
+        bars.append(messages._bars_shown.get())
+        return messages.progress_bar(*arguments, **options)
+
+    monkeypatch.setattr(archives, "progress_bar", noted)
+    with messages.progress_bars(shown):
+        archives.fetch(serve(lambda handler: send(handler, CONTENT)) + "/a.zip")
+    assert bars == [shown]
 
 
 @pytest.mark.parametrize("address", ["ftp://127.0.0.1:1/a.zip", "file:///etc/passwd", "data:text/plain,x"])
