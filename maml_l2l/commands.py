@@ -10,8 +10,10 @@ from typing import Any, NoReturn
 
 import maml_l2l
 from maml_l2l.system.errors import Stopped, UserError, printable
+from maml_l2l.system.files import reason
 from maml_l2l.system.memory import keep_freed_memory
 from maml_l2l.system.messages import on_screen, progress_bars
+from maml_l2l.system.screen import screens
 
 
 def add_set_option(parser: argparse.ArgumentParser, example: str) -> None:
@@ -54,18 +56,19 @@ def use_named_backbone(settings: Iterable[str], alone: bool = False) -> None:
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main()` and leave the process with its exit status.
 
-    0; 2 after a `UserError`, which is printed as one `error: ...` line on stderr, and where a GPU's memory does not do;
-    130 after Ctrl-C, 143 after SIGTERM.
-    Any other exception is a bug and keeps its traceback.
+    0; 2 after a `UserError` and after what the system refuses, e.g. a path that is too long, which are printed as one
+    `error: ...` line on stderr, and where a GPU's memory does not do; 130 after Ctrl-C, 143 after SIGTERM.
+    What becomes of stdout does not stop `main`; in the end the status is 1 where a reader has left, as `head` does, and
+    2 where it could not be written. Any other exception is a bug and keeps its traceback.
     """
     keep_freed_memory()
-    try:
+    with screens() as (stdout, _):
         status = _status(main)
-        sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
-    except BrokenPipeError:
-        # The reader, e.g. `head`, has seen enough: what is still buffered goes nowhere, with no other error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+        stdout.flush()
+        if stdout.problem is not None and status in (0, None):
+            status = 1 if isinstance(stdout.problem, BrokenPipeError) else 2
+            if status == 2:
+                print("error: cannot write to the standard output:", reason(stdout.problem), file=sys.stderr)
     sys.exit(status)
 
 
@@ -82,18 +85,22 @@ def _status(main: Callable[[], None]) -> int | str | None:
         print("error:", printable(str(error)), file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        print(printable(str(stopped)), file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except SystemExit as leave:  # argparse, after --help or a bad option
         return leave.code
+    except OSError as error:  # of no file that anybody had in mind: a path too long, a folder without rights
+        place = f"{error.filename}: " if error.filename else ""
+        print("error:", printable(f"{place}{reason(error)}. Name another path, or change its rights."), file=sys.stderr)
+        return 2
     except RuntimeError as error:
         torch = sys.modules.get("torch")  # not imported for this: --help does without
         if torch is None or not isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = printable(str(error)).partition(". GPU")[0]
-        print(f"error: {reason}. Work on fewer tasks at once: --set algorithm.task_chunk=1, or more.", file=sys.stderr)
+        problem = printable(str(error)).partition(". GPU")[0]
+        print(f"error: {problem}. Work on fewer tasks at once: --set algorithm.task_chunk=1, or more.", file=sys.stderr)
         return 2
     return 0

@@ -31,23 +31,28 @@ def main() -> None:
     # PyTorch and learn2learn load here, not for --help
     from maml_l2l.checkpoints.checkpoint import load_pretrained
     from maml_l2l.experiments.evaluation import evaluate, on_this_machine
+    from maml_l2l.pretrained import find_checkpoint
     from maml_l2l.reports import plots, tables
-    from maml_l2l.system.files import write_json
+    from maml_l2l.system.files import check_outputs, write_json
 
     commands.use_named_backbone(arguments.set)
-    checkpoint = load_pretrained(arguments.model)
+    model = find_checkpoint(arguments.model)
+    check_outputs([arguments.json, arguments.plot], [model])
+    checkpoint = load_pretrained(model)
     trained = on_this_machine(checkpoint.experiment)
     experiment = with_overrides(trained, _overrides(arguments), "the command line", arguments.set)
+    if experiment.data.name == "folder":
+        check_outputs([arguments.plot], [experiment.data.root])
     evaluation = evaluate(checkpoint, experiment, arguments.split, progress=commands.is_first_process())
     if not commands.is_first_process():
         return
     protocol = tables.evaluation_protocol(experiment, arguments.split)
-    print(tables.evaluation_title(protocol))
-    print(tables.evaluation_table(evaluation))
     if arguments.json:
         write_json(arguments.json, tables.evaluation_json(evaluation, protocol))
     if arguments.plot:
         plots.plot_evaluation(evaluation, arguments.plot, tables.evaluation_title(protocol))
+    print(tables.evaluation_title(protocol))
+    print(tables.evaluation_table(evaluation))
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, object]:

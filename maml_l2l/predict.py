@@ -37,16 +37,18 @@ def main() -> None:
     from maml_l2l.data.class_folders import query_pictures, support_pictures
     from maml_l2l.data.pictures import thumbnails
     from maml_l2l.prediction import FewShotClassifier
+    from maml_l2l.pretrained import find_checkpoint
     from maml_l2l.reports import plots, tables
-    from maml_l2l.system.files import write_json
+    from maml_l2l.system.files import check_outputs, write_json
 
     commands.use_named_backbone(arguments.set, alone=True)
-    classifier = FewShotClassifier(load_pretrained(arguments.model), arguments.steps)
+    model = find_checkpoint(arguments.model)
+    classifier = FewShotClassifier(load_pretrained(model), arguments.steps)
     examples, labels = support_pictures(arguments.support)
     queries = query_pictures(arguments.query)
+    check_outputs([arguments.json, arguments.plot], [model, *examples, *queries])
     probabilities = classifier.fit(examples, labels).predict_proba(queries)
     found = tables.prediction_rows(queries, classifier.classes_.tolist(), probabilities)
-    print(tables.predictions_text(found))
     if arguments.json:
         write_json(arguments.json, found)
     if arguments.plot:
@@ -55,6 +57,7 @@ def main() -> None:
             for paths in (examples, queries[: plots.DRAWN_QUERIES])
         )
         plots.plot_predictions(support, labels, shown, found, arguments.plot)
+    print(tables.predictions_text(found))
 
 
 if __name__ == "__main__":

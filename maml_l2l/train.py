@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from maml_l2l import commands
 from maml_l2l.config import load_experiment
 from maml_l2l.data.omniglot import holds_omniglot
-from maml_l2l.system.errors import UserError
+from maml_l2l.system.errors import UserError, printable
+from maml_l2l.system.files import check_outputs
 
 
 def main() -> None:
@@ -48,14 +50,15 @@ def main() -> None:
     experiment = load_experiment(config, [*_overrides(arguments), *arguments.set])
     run_dir = Path(run_dir or f"runs/{experiment.data.name}")
 
-    from maml_l2l.experiments.training import (
-        train,  # PyTorch and learn2learn load here, after the config has been checked
-    )
+    # PyTorch and learn2learn load here, after the config has been checked
+    from maml_l2l.experiments.training import train
 
+    check_outputs([arguments.save_to], [] if config is None else [config])
     resume, progress = arguments.resume is not None, commands.is_first_process()
     train(experiment, run_dir, arguments.save_to, resume, progress=progress)
     if commands.is_first_process():
-        print(f"Done. Evaluate with: python -m maml_l2l.eval --model {arguments.save_to or run_dir / 'best.pth'}")
+        best = printable(shlex.quote(str(arguments.save_to or run_dir / "best.pth")))
+        print(f"Done. Evaluate with: python -m maml_l2l.eval --model {best}")
 
 
 def _overrides(arguments: argparse.Namespace) -> Iterator[str]:

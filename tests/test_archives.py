@@ -1,7 +1,10 @@
 """Fetching and unpacking: broken connections, damaged archives, hostile entries."""
 
+import contextlib
+import itertools
 import random
 import stat
+import struct
 import threading
 import time
 import zipfile
@@ -9,6 +12,7 @@ import zipfile
 import pytest
 
 from maml_l2l.data import archives
+from maml_l2l.system import messages
 from maml_l2l.system.errors import UserError
 from tests.conftest import send
 
@@ -126,7 +130,7 @@ def test_an_archive_that_declares_too_much_is_refused_before_unpacking(tmp_path,
     archive = write_zip(tmp_path / "a.zip", {"1": b"0" * 600, "2": b"0" * 600})
     with pytest.raises(UserError, match=r"a\.zip would unpack to 1200 bytes, at most 1000"):
         archives.list_files(archive)
-    assert not archives.is_whole(archive.read_bytes())
+    assert not archives.is_whole(archive)
 
 
 def test_an_entry_that_inflates_beyond_its_declared_size_is_refused(tmp_path):
@@ -168,12 +172,12 @@ def flipped(content):
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_damaged_archive_is_one_clear_error_and_leaves_nothing(tmp_path, damage, compression):
     archive = write_zip(tmp_path / "a.zip", {"a/1.png": CONTENT}, compression)
-    assert archives.is_whole(archive.read_bytes())
+    assert archives.is_whole(archive)
     archive.write_bytes(damage(archive.read_bytes()))
     with pytest.raises(UserError, match=r"a\.zip cannot be read as a zip archive .*: get it anew"):
         unpack(archive, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
-    assert not archives.is_whole(archive.read_bytes())
+    assert not archives.is_whole(archive)
 
 
 def test_no_damage_whatever_escapes_as_another_error(tmp_path):
@@ -186,7 +190,8 @@ def test_no_damage_whatever_escapes_as_another_error(tmp_path):
         if chance.random() < 0.2:
             start = chance.randrange(len(damaged))
             del damaged[start : start + chance.randrange(40)]
-        found.add(archives.is_whole(bytes(damaged)))
+        (tmp_path / "a.zip").write_bytes(damaged)
+        found.add(archives.is_whole(tmp_path / "a.zip"))
     assert found == {True, False}  # some damage, e.g. to a date, does no harm
 
 
@@ -215,3 +220,93 @@ def test_same_content_tells_size_and_bytes(tmp_path):
         path.write_bytes(content)
         assert archives.same_content(path, info) == same
     assert not archives.same_content(tmp_path / "absent.png", info)
+
+
+def slowly(handler, content, header=b"HTTP/1.0 200 OK\r\n\r\n"):
+    """Send a byte every 20 ms, for as long as somebody listens."""
+    with contextlib.suppress(OSError):
+        for byte in itertools.chain(header, itertools.cycle(content)):
+            handler.wfile.write(bytes([byte]))
+            handler.wfile.flush()
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "header", [b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.0 200 OK\r\nX: ", b""], ids=["body", "header", "status"]
+)
+def test_a_server_that_sends_byte_after_byte_is_given_up(serve, monkeypatch, header):
+    monkeypatch.setattr(archives, "PATIENCE_S", 0.3)
+    base = serve(lambda handler: slowly(handler, b"x", header))
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"it sends less than 4096 bytes a second \(attempts: 3\)"):
+        archives.fetch(f"{base}/a.zip")
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_reading_thread_shows_bars_as_its_caller_does(serve, monkeypatch, shown):
+    bars = []
+
+    def noted(*arguments, **options):
+        bars.append(messages._bars_shown.get())
+        return messages.progress_bar(*arguments, **options)
+
+    monkeypatch.setattr(archives, "progress_bar", noted)
+    with messages.progress_bars(shown):
+        archives.fetch(serve(lambda handler: send(handler, CONTENT)) + "/a.zip")
+    assert bars == [shown]
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1:1/a.zip", "file:///etc/passwd", "data:text/plain,x"])
+def test_a_server_cannot_send_its_readers_anywhere(serve, address):
+    def answer(handler):
+        handler.send_response(302)
+        handler.send_header("Location", address)
+        handler.end_headers()
+
+    with pytest.raises(UserError, match=r"cannot download .*(unknown url type|not allowed)"):
+        archives.fetch(serve(answer) + "/a.zip")
+
+
+def test_redirects_between_servers_are_followed(serve):
+    target = serve(lambda handler: send(handler, CONTENT)) + "/b.zip"
+
+    def answer(handler):
+        handler.send_response(302)
+        handler.send_header("Location", target)
+        handler.end_headers()
+
+    assert archives.fetch(serve(answer) + "/a.zip") == CONTENT
+
+
+def test_what_a_server_says_is_cut_short(serve):
+    base = serve(lambda handler: handler.send_response(404, "x" * 50_000) or handler.end_headers())
+    with pytest.raises(UserError, match=r"the server answered 404 x{100} \(attempts: 1\)"):
+        archives.fetch(f"{base}/a.zip")
+
+
+def test_a_list_of_entries_that_is_too_long_is_not_read(tmp_path):
+    size = 2**25
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, size, 0, 0)
+    with open(tmp_path / "a.zip", "wb") as file:
+        file.truncate(size)  # a hole, which takes no room on the disk
+        file.seek(size)
+        file.write(end)
+    with pytest.raises(UserError, match=r"cannot be read as a zip archive \(it asks to read too much at once\)"):
+        archives.list_files(tmp_path / "a.zip")
+
+
+def test_two_may_unpack_at_once(tmp_path, monkeypatch):
+    """One does not take the other's folder for what a killed process left."""
+    archive = write_zip(tmp_path / "a.zip", {"a/1.png": b"x", "a/2.png": b"x"})
+    read, folder = archives.read_files, tmp_path / "out"
+    folder.mkdir()
+
+    def reading(*arguments):
+        monkeypatch.setattr(archives, "read_files", read)
+        unpack(archive, folder)
+        yield from read(*arguments)
+
+    monkeypatch.setattr(archives, "read_files", reading)
+    unpack(archive, folder)
+    assert files_below(folder) == {"a/1.png", "a/2.png"}

@@ -15,13 +15,14 @@ from maml_l2l.config import Experiment
 from maml_l2l.system.errors import UserError
 
 BACKBONE = {"ways": 5, "channels": 1, "filters": 4, "downsample": "stride"}
+EXPERIMENT = Experiment(model={"filters": 4})
 
 
 @pytest.fixture
 def checkpoint():
     torch.manual_seed(0)
     return Checkpoint(
-        config=Experiment().model_dump(),
+        config=EXPERIMENT.model_dump(),
         split={"train": ["a"], "val": ["b"], "test": ["c"]},
         iteration=7,
         validation_accuracy=51.5,
@@ -50,14 +51,21 @@ def assert_refused(checkpoint, path, message):
 def test_what_is_saved_is_loaded(checkpoint, tmp_path):
     save_checkpoint(checkpoint, tmp_path / "x.pth")
     loaded = load_checkpoint(tmp_path / "x.pth")
-    assert loaded.experiment == Experiment()
+    assert loaded.experiment == EXPERIMENT
     assert (loaded.split, loaded.iteration, loaded.validation_accuracy) == (checkpoint.split, 7, 51.5)
     for name, weight in loaded.learner().module.state_dict().items():
         assert torch.equal(weight, checkpoint.weights[name])
 
 
+def test_a_head_of_more_ways_than_its_config_says_is_loaded(checkpoint, tmp_path):
+    config = Experiment(model=EXPERIMENT.model.model_dump(), task={"ways": 4}).model_dump()
+    save_checkpoint(dataclasses.replace(checkpoint, config=config), tmp_path / "x.pth")
+    assert load_checkpoint(tmp_path / "x.pth").backbone["ways"] == 5
+
+
 def learning_config(inner_steps):
-    return Experiment(algorithm={"learn_inner_lr": True, "inner_steps": inner_steps}).model_dump()
+    learning = {"learn_inner_lr": True, "inner_steps": inner_steps}
+    return Experiment(algorithm=learning, model=EXPERIMENT.model.model_dump()).model_dump()
 
 
 def test_learned_step_sizes_are_part_of_a_checkpoint(checkpoint, tmp_path):
@@ -102,7 +110,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is not a checkpoint, or is damaged"):
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*: it is a folder. Give the path of a"):
         load_checkpoint(tmp_path)
 
 
@@ -208,6 +216,27 @@ def test_a_state_dict_with_a_hidden_method_is_refused(checkpoint, tmp_path):
         ("backbone", BACKBONE | {"way": 5}, r"unknown key `backbone.way` \(did you mean `backbone.ways`"),
         ("backbone", {"ways": 5}, "`backbone.channels` is missing"),
         ("backbone", BACKBONE | {"ways": 4}, r"`weights.head.weight` should have the shape \(4, 4\), found \(5, 4\)"),
+        (
+            "backbone",
+            BACKBONE | {"downsample": "max_pool"},
+            "`backbone.downsample` should be 'stride', as its config says, found",
+        ),
+        (
+            "config",
+            {**EXPERIMENT.model_dump(), "model": {"name": "mlp", "filters": 4}},
+            "`backbone.name` should be 'mlp', as its config says, found 'conv4'",
+        ),
+        ("config", {"eval": {"steps": 10**6}}, "`eval.steps` should be less than or equal to 1000, found 1000000"),
+        (
+            "config",
+            {"algorithm": {"inner_steps": 10**6}},
+            "`algorithm.inner_steps` should be less than or equal to 1000",
+        ),
+        (
+            "config",
+            {"data": {"image_size": 10**5}},
+            "`data.image_size` should be less than or equal to 1024, found 1000",
+        ),
         ("weights", {}, r"`weights` lacks \['convolutions.0.bias', .* and holds the unknown \[\]"),
         ("weights", {"head.bias": [1.0]}, r"`weights.head.bias` should be an instance of Tensor"),
         ("optimizer", {"state": {}}, "`optimizer.param_groups` is missing"),
@@ -230,8 +259,9 @@ def test_contents_that_do_not_fit_are_refused_with_path_field_and_value(checkpoi
         (torch.tensor([0.0, 0.0, math.nan, 0.0, 0.0]), "should hold finite floating-point numbers"),
         (torch.zeros(5, dtype=torch.int64), "should hold finite floating-point numbers"),
         (torch.zeros(1).expand(2**40), r"should have the shape \(5,\), found \(1099511627776,\)"),
+        (torch.zeros(1).expand(5), "should have as many numbers as its shape says, found fewer"),
     ],
-    ids=["nan", "integers", "huge"],
+    ids=["nan", "integers", "huge", "one number for all"],
 )
 def test_weights_that_do_not_fit_are_refused(checkpoint, tmp_path, bias, message):
     weights = checkpoint.weights | {"head.bias": bias}
@@ -263,7 +293,10 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(checkpoint, tmp_path):
     zeros = {
         name: torch.zeros_like(weight) for name, weight in Conv4(**BACKBONE | {"filters": 64}).state_dict().items()
     }
-    save_checkpoint(dataclasses.replace(checkpoint, weights=zeros, backbone=BACKBONE | {"filters": 64}), path)
+    config = Experiment().model_dump()
+    save_checkpoint(
+        dataclasses.replace(checkpoint, config=config, weights=zeros, backbone=BACKBONE | {"filters": 64}), path
+    )
     load_checkpoint(path)
     with zipfile.ZipFile(path) as file:
         entries = {info.filename: file.read(info) for info in file.infolist()}
@@ -284,7 +317,7 @@ def test_a_file_too_large_to_be_a_checkpoint_is_not_read(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in this system's folders")
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.pth")
-    with pytest.raises(UserError, match="is not a checkpoint, or is damaged"):
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*: it is a pipe, a device or a socket"):
         load_checkpoint(tmp_path / "x.pth")
 
 

@@ -4,17 +4,21 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
-from maml_l2l.config import load_experiment
+from maml_l2l.config import load_experiment, with_overrides
 from maml_l2l.data.sources import class_split, load_data
+from maml_l2l.experiments import training
+from maml_l2l.experiments.evaluation import evaluate
 from maml_l2l.experiments.trainer import MetaTrainer
 from maml_l2l.experiments.training import train
 from maml_l2l.system import distributed
@@ -202,3 +206,141 @@ def test_without_restarts_a_killed_worker_takes_the_job_down_and_the_checkpoint_
         assert time.monotonic() < deadline, "a worker was left behind"
         time.sleep(0.1)
     assert load_checkpoint(tmp_path / "run" / "last.pth").iteration >= 20
+
+
+def outcome(function, *arguments):
+    try:
+        return function(*arguments)
+    except UserError as error:
+        return str(error)
+    except SystemExit as left:
+        return left.code
+
+
+def train_with_others(overrides, other, folder):
+    """Train with the settings `other` in process 1, or with other data there."""
+    is_other = distributed.rank() == 1
+    with pytest.MonkeyPatch.context() as patch:
+        if is_other and other == "pixels":
+            patch.setattr(training, "load_data", changed_data)
+        if is_other and other == "no data":
+            patch.setattr(training, "load_data", missing_data)
+        settings = other if is_other and isinstance(other, list) else []
+        return outcome(train, load_experiment(None, [*overrides, *settings]), folder)
+
+
+def changed_data(data):
+    images = load_data(data)
+    images.pixels[7, 0, 3, 3] ^= 1
+    return images
+
+
+def missing_data(_):
+    raise UserError("there are no pictures here.")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            ["train.meta_lr=0.002"],
+            "process 1 of torchrun works with another `train.meta_lr` than process 0, 0.002 and 0.001",
+        ),
+        (
+            ["train.validate_every=1"],
+            "process 1 of torchrun works with another `train.validate_every` than process 0, 1",
+        ),
+        (["model.filters=9"], "process 1 of torchrun works with another `model.filters` than process 0, 9 and 8"),
+        ("pixels", "process 1 of torchrun works with another data set (a digest) than process 0"),
+    ],
+)
+def test_processes_that_work_on_different_things_are_refused_before_training(overrides, tmp_path, other, message):
+    first, second = in_processes(2, tmp_path / "meeting", train_with_others, overrides, other, tmp_path / "run")
+    assert first.startswith(message)
+    assert second == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_one_process_lacks_ends_all_and_is_told_once(overrides, tmp_path):
+    found = in_processes(2, tmp_path / "meeting", train_with_others, overrides, "no data", tmp_path / "run")
+    assert found == [2, "there are no pictures here."]
+
+
+def evaluate_with_others(path, other):
+    checkpoint = load_checkpoint(path)
+    experiment = with_overrides(checkpoint.experiment, {"eval.tasks": 4, "eval.steps": 1}, "test")
+    if distributed.rank() == 1 and other == "weights":
+        checkpoint.weights["head.bias"][0] += 1
+    if distributed.rank() == 1 and other == "tasks":
+        experiment = with_overrides(experiment, {"eval.tasks": 5}, "test")
+    return outcome(lambda: evaluate(checkpoint, experiment, "test").accuracies.shape)
+
+
+def test_processes_that_evaluate_different_things_are_refused(overrides, tmp_path):
+    train(load_experiment(None, [*overrides, "train.iterations=3"]), tmp_path / "run")
+    for other, message in (
+        ("tasks", "process 1 of torchrun works with another `eval.tasks` than process 0, 5 and 4"),
+        ("weights", "process 1 of torchrun works with another checkpoint (a digest) than process 0"),
+    ):
+        arguments = evaluate_with_others, tmp_path / "run/best.pth", other
+        first, second = in_processes(2, tmp_path / f"meeting-{other}", *arguments)
+        assert first.startswith(message) and second == 2
+
+
+def joined_by_torchrun(rank, port, behaviour, results):
+    """What a child runs, as if torchrun had started it: patience of 6 s, and then the `behaviour` of process 1."""
+    os.environ |= {"TORCHELASTIC_RUN_ID": "same name", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_WORLD_SIZE": "1"}
+    distributed._PATIENCE = timedelta(seconds=6)
+
+    def load():
+        time.sleep(10 if behaviour == "stopped" and rank == 0 else 0)  # longer than the patience of training
+        return "loaded"
+
+    with distributed.process_group(torch.device("cpu")):
+        found = [distributed.job(), distributed.one_a_machine_first(load)]
+        if rank == 1 and behaviour == "gone":
+            os._exit(1)
+        if rank == 1 and behaviour == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        found.append(outcome(distributed.sum_in_place, [torch.ones(1)]))
+        results.put((rank, found))
+
+
+def first_of_a_job(behaviour):
+    """(job, what was loaded, the problem) of process 0."""
+    context = multiprocessing.get_context("forkserver")
+    results = context.Queue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [context.Process(target=joined_by_torchrun, args=(rank, port, behaviour, results)) for rank in range(2)]
+    for child in children:
+        child.start()
+    found = {}
+    while 0 not in found:
+        rank, answer = results.get(timeout=120)
+        found[rank] = answer
+    for child in children:
+        child.kill()
+        child.join()
+    return found[0]
+
+
+def test_jobs_are_told_apart_whatever_they_are_called():
+    first, second = first_of_a_job("fine"), first_of_a_job("fine")
+    assert first[0] != second[0]
+    assert first[1:] == second[1:] == ["loaded", None]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        pytest.param("stopped", "has not answered for 0.1 minutes", marks=pytest.mark.slow),
+        ("gone", "is gone, and its own message says why"),
+    ],
+)
+def test_data_are_waited_for_and_a_process_that_stands_still_or_is_gone_is_not(behaviour, message):
+    _, loaded, problem = first_of_a_job(behaviour)
+    assert loaded == "loaded"
+    assert problem == f"another process {message}. See to it, and go on with --resume."

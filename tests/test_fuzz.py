@@ -4,6 +4,7 @@ The cases are the same in every run (`derandomize`).
 """
 
 import io
+import json
 import os
 import pickle
 import stat
@@ -29,12 +30,17 @@ from maml_l2l.checkpoints.checkpoint import FORMAT, VERSION, Checkpoint, load_ch
 from maml_l2l.config import Experiment, documented_keys, load_experiment, parse_experiment
 from maml_l2l.data import archives, omniglot
 from maml_l2l.data.labelled_images import cached
-from maml_l2l.system.errors import UserError
+from maml_l2l.experiments.resuming import earlier_sessions
+from maml_l2l.reports import plots
+from maml_l2l.system.errors import UserError, printable
+from maml_l2l.system.torch_files import load_torch_file
 from tests.commands import assert_user_error, run
 from tests.images import numbered_images
+from tests.test_two_faced import saved, two_faced
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 SLOWEST = timedelta(seconds=10)  # nearly all cases take milliseconds; busy machines are slower
+SCALE = float(os.environ.get("MAML_L2L_FUZZ", "1"))  # `benchmarks/attack.py` takes more cases
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")  # zipfile's, of what is written here
@@ -42,7 +48,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")  # zipfile's, o
 
 def cases(number):
     return settings(
-        max_examples=number,
+        max_examples=round(SCALE * number),
         derandomize=True,
         database=None,
         deadline=SLOWEST,
@@ -66,6 +72,14 @@ def folder(tmp_path_factory):
 
 def listing(folder):
     return {path: path.lstat().st_mtime_ns for path in folder.rglob("*") if not path.is_dir()}
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
 
 
 # --- bytes that are nearly right ---
@@ -167,7 +181,7 @@ def fields():
     network(torch.rand(5, 1, 28, 28)).sum().backward()
     optimizer.step()
     return {
-        "config": Experiment().model_dump(),
+        "config": Experiment(task={"ways": 3}, model={"filters": 2}).model_dump(),
         "split": {"train": ["a", "b", "c"], "val": ["d", "e", "f"], "test": ["g", "h", "i"]},
         "iteration": 1,
         "validation_accuracy": 50.0,
@@ -364,7 +378,7 @@ def check_archive(folder, content):
     with patch.object(archives, "MAX_BYTES", 100_000), TemporaryDirectory(dir=folder / "deep/down") as out:
         with refusals_are_user_errors():
             archives.extract(folder / "a.zip", archives.list_files(folder / "a.zip"), Path(out))
-        archives.is_whole(content)
+        archives.is_whole(folder / "a.zip")
         inside = [path for path in listing(folder) if Path(out) in path.parents]
         assert not any(path.is_symlink() for path in inside)
         assert sum(path.stat().st_size for path in inside) <= 100_000
@@ -461,15 +475,58 @@ def test_an_image_cache_with_edited_bytes(folder, edits):
     assert found.class_names == images.class_names
 
 
+# --- archives of which two readers see different lists of entries ---
+
+
+@cases(200)
+@given(shown=st.integers(0, 5), hidden=st.sampled_from(["tensors", "sparse", "code"]), edits=st.none() | EDITS)
+def test_what_is_loaded_is_what_was_checked(folder, shown, hidden, edits):
+    other = {
+        "tensors": {"x": torch.ones(1000)},
+        "sparse": {"x": torch.eye(3).to_sparse()},
+        "code": {"x": Payload(str(folder / "pwned"))},
+    }[hidden]
+    content = two_faced(saved({"x": torch.full((shown,), 5.0)}), saved(other))
+    (folder / "x.pth").write_bytes(content if edits is None else edited(content, edits))
+    with refusals_are_user_errors():
+        found = load_torch_file(folder / "x.pth", "checkpoint")
+        assert edits is not None or found["x"].tolist() == [5.0] * shown
+    assert not (folder / "pwned").exists()
+
+
+# --- what a run folder holds beside its checkpoints ---
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@cases(300)
+@given(content=JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=50), depth=st.integers(0, 3000))
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+def test_any_bytes_as_sessions(folder, content, depth):
+    (folder / "sessions.json").write_bytes(b"[" * depth + content + b"]" * depth)
+    assert all(isinstance(session, dict) for session in earlier_sessions(folder))
+
+
+@cases(300)
+@given(line=JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=50), depth=st.integers(0, 3000))
+def test_any_bytes_as_a_line_of_metrics(line, depth):
+    found = plots._figures(b"[" * depth + line)
+    assert all(isinstance(value, (int, float)) for value in found.values())
+
+
+@cases(300)
+@given(text=st.text(st.characters(), max_size=30))
+def test_any_name_is_printed_in_one_line_that_steers_nothing(text):
+    shown = printable(text)
+    assert shown.isprintable() and len(shown.splitlines()) <= 1
+    shown.encode()
+
+
 # --- the commands ---
-
-
-class Payload:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 def test_commands_end_with_one_line_and_status_2(tmp_path):

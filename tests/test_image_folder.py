@@ -12,6 +12,7 @@ from PIL import Image
 
 from maml_l2l.config import Data
 from maml_l2l.data import folder as folder_data
+from maml_l2l.data.class_folders import query_pictures, support_pictures
 from maml_l2l.data.folder import load_folder
 from maml_l2l.data.omniglot import load_omniglot
 from maml_l2l.data.pictures import picture_pixels, read_picture
@@ -310,3 +311,63 @@ def test_omniglot_as_a_folder_has_the_pixels_of_omniglot(omniglot_root, omniglot
     assert found.class_names == expected.class_names
     assert torch.equal(found.labels, expected.labels)
     assert torch.equal(found.pixels, expected.pixels)
+
+
+links = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs links and pipes as POSIX has them")
+
+
+@links
+@pytest.mark.parametrize("chosen", ["class", "support", "query"])
+def test_a_pipe_among_pictures_is_refused_instead_of_waited_for(tmp_path, chosen):
+    fill(tmp_path, CLASSES)
+    os.mkfifo(tmp_path / "ant/pipe.png")
+    with pytest.raises(UserError, match=r"pipe.png cannot be read: it is a pipe, a device or a socket"):
+        if chosen == "class":
+            load_folder(settings(tmp_path))
+        else:
+            paths = (
+                support_pictures(tmp_path)[0] if chosen == "support" else query_pictures([tmp_path / "ant/pipe.png"])
+            )
+            for path in paths:
+                read_picture(path, settings(tmp_path))
+    assert load_folder(settings(tmp_path, skip_damaged=True)).class_sizes() == [2, 2, 2, 2]
+
+
+@links
+def test_the_cache_is_not_written_through_a_link(tmp_path):
+    fill(tmp_path / "data", CLASSES)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "data/.maml_l2l").symlink_to(tmp_path / "outside")
+    with pytest.warns(
+        UserWarning, match=r"could not be cached: .*\.maml_l2l is a link, and nothing is written through"
+    ):
+        assert load_folder(settings(tmp_path / "data")).class_names == CLASSES
+    with (
+        pytest.raises(UserError, match=r"cannot be kept on the disk: .*\.maml_l2l is a link"),
+        pytest.MonkeyPatch.context() as m,
+    ):
+        m.setattr(folder_data, "_MIB", 1)
+        load_folder(settings(tmp_path / "data", max_memory=1))
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+@links
+@pytest.mark.parametrize("target", ["..", ".", "bee"])
+def test_links_that_lead_back_are_refused(tmp_path, target):
+    """Two of them in each folder would make more paths than can be walked."""
+    fill(tmp_path, CLASSES)
+    for name in ("one", "two"):
+        (tmp_path / "nest" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "nest" / name).symlink_to(tmp_path / target, target_is_directory=True)
+    with pytest.raises(UserError, match=r"leads by a link to a folder that was read already\. Remove one of the two"):
+        load_folder(settings(tmp_path))
+
+
+def test_what_a_killed_process_decoded_to_the_disk_is_removed(tmp_path, monkeypatch):
+    fill(tmp_path, CLASSES)
+    left = tmp_path / ".maml_l2l/.pixels.0123abcd.tmp"
+    left.mkdir(parents=True)
+    (left / "pixels").write_bytes(bytes(1000))
+    monkeypatch.setattr(folder_data, "_MIB", 1)
+    assert len(load_folder(settings(tmp_path, max_memory=1)).labels) == 8
+    assert not left.exists()

@@ -138,7 +138,7 @@ def of_floats(path):
         (truncated, r"the picture .*picture.png cannot be read: .*truncated.* Replace or remove it"),
         (of_floats, r"the picture .*picture.png is damaged \(its numbers are floats of no known range"),
         (lambda path: None, r"the picture .*picture.png cannot be read: No such file or directory"),
-        (lambda path: path.mkdir(), r"the picture .*picture.png cannot be read: Is a directory"),
+        (lambda path: path.mkdir(), r"the picture .*picture.png cannot be read: it is a folder"),
     ],
 )
 def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path, make, message):

@@ -58,6 +58,12 @@ class Checkpoint:
         return parse_experiment(self.config, origin="the checkpoint's config")
 
     @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that training has learned, by name: weights, step sizes and gradient transform."""
+        transform = {f"transform.{name}": tensor for name, tensor in (self.transform or {}).items()}
+        return self.weights | transform | ({} if self.inner_lrs is None else {"inner_lrs": self.inner_lrs})
+
+    @property
     def training_classes(self) -> tuple[str, ...]:
         """Names of all classes that these weights were ever trained on, in order."""
         return tuple(sorted({*self.split["train"], *self.earlier_classes}))

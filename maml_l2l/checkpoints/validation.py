@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from maml_l2l.algorithms import MetaLearner, build_learner
 from maml_l2l.backbones import factory_arguments
-from maml_l2l.config import BACKBONES, MAX_FILTERS, MAX_WAYS, Algorithm, parse_experiment
+from maml_l2l.config import BACKBONES, MAX_FILTERS, MAX_WAYS, Algorithm, Experiment, parse_experiment
 from maml_l2l.config.problems import describe_problems, shown
 from maml_l2l.data.splits import SPLITS, ClassSplit
 from maml_l2l.system.errors import UserError
@@ -35,8 +35,11 @@ class _Optimizer(BaseModel):
     """The state dict of an optimizer."""
 
     model_config = _STRICT
-    state: dict[int, dict[str, torch.Tensor]]
-    param_groups: list[dict[str, bool | int | float | tuple[float, float] | list[int] | None]]
+    # The limits keep a small pickle, which names one object a million times, from growing.
+    state: Annotated[dict[int, Annotated[dict[str, torch.Tensor], Field(max_length=3)]], Field(max_length=10_000)]
+    param_groups: Annotated[
+        list[dict[str, bool | int | float | tuple[float, float] | list[int] | None]], Field(max_length=1)
+    ]
 
 
 def checked_contents(content: dict[str, Any], kind: type, origin: str, remedy: str) -> dict[str, Any]:
@@ -52,6 +55,7 @@ def checked_contents(content: dict[str, Any], kind: type, origin: str, remedy: s
         _check_split(checked["split"])
         backbone = _checked_backbone(checked["backbone"], origin)
         experiment = parse_experiment(checked["config"], origin=f"the config in {origin}")
+        _check_network(backbone, experiment)
         learner = _learner(experiment.algorithm, backbone)
         checked["weights"] = _finite_tensors(checked["weights"], learner.module.state_dict(), "weights")
         learned: dict[str, torch.Tensor] = {} if learner.inner_lrs is None else {"inner_lrs": learner.inner_lrs}
@@ -78,6 +82,20 @@ def _checked_backbone(found: dict[str, Any], origin: str) -> dict[str, Any]:
     kind = create_model("Backbone", __config__=_STRICT, **asked)
     arguments = {key: value for key, value in found.items() if key != "name"}
     return {"name": name, **_typed(kind, arguments, "backbone").model_dump()}
+
+
+def _check_network(backbone: dict[str, Any], experiment: Experiment) -> None:
+    """Two descriptions of one network must agree: what is printed and compared is the config's.
+
+    The ways may differ, as the head of a network of many serves tasks of fewer.
+    """
+    data = {key: getattr(experiment.data, key) for key in ("channels", "image_size")}
+    stated = {**experiment.model.model_dump(), **data}
+    for key, found in backbone.items():
+        if key in stated and stated[key] != found:
+            raise ValueError(
+                f"`backbone.{key}` should be {shown(stated[key])}, as its config says, found {shown(found)}"
+            )
 
 
 def _learner(algorithm: Algorithm, backbone: dict[str, Any]) -> MetaLearner:
@@ -136,6 +154,8 @@ def _finite_tensors(
         if tensor.shape != like[key].shape:
             shapes = f"{tuple(like[key].shape)}, found {shown(tuple(tensor.shape))}"
             raise ValueError(f"`{name}.{key}` should have the shape {shapes}")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # would be filled up below
+            raise ValueError(f"`{name}.{key}` should have as many numbers as its shape says, found fewer")
         if not like[key].is_floating_point():
             if tensor.dtype != like[key].dtype:
                 raise ValueError(f"`{name}.{key}` should be of type {like[key].dtype}, found {tensor.dtype}")

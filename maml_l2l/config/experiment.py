@@ -14,6 +14,9 @@ BackboneName = Annotated[str, AfterValidator(checked_backbone_name)]
 
 BACKBONES = ("conv4", "resnet12", "mlp")  # the built-in ones
 MAX_WAYS, MAX_FILTERS = 10_000, 1024  # so that no number in a file makes a network that no machine holds
+Side = Annotated[int, Field(ge=1, le=1024)]  # these, so that none asks for work without end
+Tasks = Annotated[int, Field(ge=1, le=1_000_000)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 
 # What is unset: for omniglot and glyphs, which are drawings, and for a folder of pictures.
 _DRAWINGS = {"image_size": 28, "channels": 1, "rotate": True}
@@ -47,8 +50,8 @@ class Data(_Section):
     rotate: bool | None = Field(
         None, description="rotate each class of a task by a random multiple of 90 degrees; unset: except for folder"
     )
-    image_size: int | None = Field(
-        None, ge=1, description="folder: side of the square that pictures become, in pixels; unset: 84 (drawings: 28)"
+    image_size: Side | None = Field(
+        None, description="folder: side of the square that pictures become, in pixels; unset: 84 (drawings: 28)"
     )
     channels: Literal[1, 3] | None = Field(None, description="folder: 1 (grey) or 3 (colour); unset: 3 (drawings: 1)")
     fit: Literal["crop", "pad"] = Field(
@@ -57,8 +60,8 @@ class Data(_Section):
     invert: bool = Field(False, description="folder: turn dark ink on light paper into ink = 1, paper = 0")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="folder: share of the classes that validates")
     test_fraction: float = Field(0.2, ge=0, lt=1, description="folder: share of the classes that tests")
-    split_seed: int = Field(0, description="folder: seed of the class split")
-    max_memory: int = Field(4096, ge=1, description="folder: MiB of images held in memory; more are read from the disk")
+    split_seed: int = Field(0, ge=-(2**63), lt=2**63, description="folder: seed of the class split")
+    max_memory: Count = Field(4096, description="folder: MiB of images held in memory; more are read from the disk")
     drop_small_classes: bool = Field(
         False, description="leave out classes with fewer pictures than shots + queries, instead of refusing them"
     )
@@ -107,8 +110,8 @@ class Data(_Section):
 
 class Task(_Section):
     ways: int = Field(5, ge=2, le=MAX_WAYS, description="classes a task")
-    shots: int = Field(1, ge=1, description="support images a class")
-    queries: int = Field(1, ge=1, description="query images a class")
+    shots: int = Field(1, ge=1, le=MAX_WAYS, description="support images a class")
+    queries: int = Field(1, ge=1, le=MAX_WAYS, description="query images a class")
 
 
 class Model(_Section):
@@ -138,8 +141,8 @@ class Algorithm(_Section):
     engine: Literal["vectorized", "loop"] = Field(
         "vectorized", description="`vectorized`: many tasks at once; `loop`: learn2learn's, one task after another"
     )
-    task_chunk: int | None = Field(
-        None, ge=1, description="vectorized: tasks worked on at once, which bounds the memory; unset: by their size"
+    task_chunk: Tasks | None = Field(
+        None, description="vectorized: tasks worked on at once, which bounds the memory; unset: by their size"
     )
     inner_lr: Rate = Field(0.4, description="step size of the inner loop, on the mean cross-entropy")
     learn_inner_lr: bool = Field(
@@ -157,7 +160,7 @@ class Algorithm(_Section):
         "learned",
         description="the linear head starts as it was `learned`, or as each task's class prototypes, for any ways",
     )
-    inner_steps: int = Field(1, ge=1, description="gradient steps of the inner loop in training")
+    inner_steps: int = Field(1, ge=1, le=1000, description="gradient steps of the inner loop in training")
     recompute: Literal["sqrt"] | None = Field(
         None,
         description="vectorized: keep the weights of every `sqrt`(steps)-th inner step only, and recompute the rest",
@@ -174,8 +177,8 @@ class Algorithm(_Section):
 
 
 class Train(_Section):
-    iterations: int = Field(60_000, ge=1, description="meta-iterations")
-    meta_batch: int = Field(32, ge=1, description="tasks a meta-iteration")
+    iterations: Count = Field(60_000, description="meta-iterations")
+    meta_batch: Tasks = Field(32, description="tasks a meta-iteration")
     meta_lr: Rate = Field(1e-3, description="learning rate of the outer loop's Adam")
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="outer learning rate: `constant`, or `cosine` decay to zero over all meta-iterations"
@@ -188,15 +191,15 @@ class Train(_Section):
         description="drawings: change each training image as another hand and pen would: 1 turns by up to 15 degrees, "
         "shears by 0.2, scales by 20 %, moves by 2 pixels, changes pen width, blur and contrast; 0.5: by half of it",
     )
-    validate_every: int = Field(500, ge=1, description="meta-iterations between validations")
-    validate_tasks: int = Field(200, ge=2, description="tasks of the fixed validation set")
+    validate_every: Count = Field(500, description="meta-iterations between validations")
+    validate_tasks: int = Field(200, ge=2, le=1_000_000, description="tasks of the fixed validation set")
     max_grad_norm: Rate | None = Field(None, description="clip the meta-gradient to this norm; unset: not at all")
-    checkpoint_every: int = Field(500, ge=1, description="meta-iterations between writings of `last.pth`")
+    checkpoint_every: Count = Field(500, description="meta-iterations between writings of `last.pth`")
 
 
 class Eval(_Section):
-    tasks: int = Field(1000, ge=2, description="tasks of an evaluation")
-    steps: int = Field(10, ge=0, description="accuracy is reported after 0, 1, ..., `steps` inner steps")
+    tasks: int = Field(1000, ge=2, le=1_000_000, description="tasks of an evaluation")
+    steps: int = Field(10, ge=0, le=1000, description="accuracy is reported after 0, 1, ..., `steps` inner steps")
 
 
 class Run(_Section):
@@ -233,9 +236,8 @@ class Experiment(_Section):
     @model_validator(mode="before")
     @classmethod
     def _empty_section_means_defaults(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {key: {} if value is None else value for key, value in values.items()}
-        return values
+        given = values.items() if isinstance(values, dict) else None
+        return values if given is None else {key: {} if value is None else value for key, value in given}
 
     @model_validator(mode="after")
     def _the_sections_fit_together(self) -> Experiment:

@@ -10,6 +10,7 @@ import yaml
 
 from maml_l2l.config.problems import shortened, shown
 from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import open_regular, reason
 
 MAX_BYTES = 2**16  # of a config: 20 times what every key with a comment takes
 
@@ -54,10 +55,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises `UserError` where it cannot be read, is larger than `MAX_BYTES`, or holds something else.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}. Give the path of a YAML file.") from None
+        raise UserError(f"cannot read the config {path}: {reason(error)}. Give the path of a YAML file.") from None
     if len(content) > MAX_BYTES:
         raise UserError(f"{path} is larger than {MAX_BYTES} bytes, which no config is. Give the path of a YAML file.")
     try:

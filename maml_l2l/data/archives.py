@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import http.client
-import io
 import lzma
 import os
 import re
 import stat
-import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent import futures
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import open_regular, reason, temporary_folder
 from maml_l2l.system.messages import progress_bar
+from maml_l2l.system.zip_files import open_zip, read_entry
 
 TIMEOUT_S = 20.0  # without a single byte
+PATIENCE_S, SLOWEST = 60.0, 2**12  # seconds that a server may be slow in all, and bytes a second of one that is not
 PAUSES_S = (1.0, 3.0)  # before the second and the third attempt
 MAX_BYTES = 256 * 2**20  # of one archive, packed or unpacked: 20 times what Omniglot needs
 
 _BLOCK = 2**16
+_LONGEST = 100  # characters of what a server says
 _PASSING_4XX = (408, 429)  # "request time-out" and "too many requests"; other 4xx answers would come again
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -66,27 +72,69 @@ def _may_pass(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"the server answered {error.code} {error.reason}"
+        return f"the server answered {error.code} {str(error.reason)[:_LONGEST]}"
     if isinstance(error, TimeoutError):
         return f"no answer for {TIMEOUT_S:g} s"
-    return str(getattr(error, "reason", error)) or type(error).__name__
+    return str(getattr(error, "reason", error))[:_LONGEST] or type(error).__name__
 
 
 def _read_url(url: str) -> bytes:
+    """Raises almost any `OSError` where the address gives nothing, or too slowly.
+
+    The socket's time-out starts anew with each byte, in headers too. So a thread reads, and is left to itself where
+    that takes too long.
+    """
+    content, outcome, given_up = bytearray(), futures.Future[None](), threading.Event()
+
+    def read() -> None:
+        try:
+            _read_into(content, url, given_up)
+            outcome.set_result(None)
+        except BaseException as error:  # it is raised again below
+            outcome.set_exception(error)
+
+    start = time.monotonic()
+    # Whether bars are shown is a matter of the context, which a thread does not inherit.
+    threading.Thread(target=contextvars.copy_context().run, args=[read], daemon=True).start()
+    try:
+        while not futures.wait([outcome], timeout=min(1.0, PATIENCE_S)).done:
+            if time.monotonic() - start > PATIENCE_S + len(content) / SLOWEST:
+                raise ConnectionError(f"it sends less than {SLOWEST} bytes a second")
+    finally:
+        given_up.set()
+    outcome.result()
+    return bytes(content)
+
+
+def _read_into(content: bytearray, url: str, given_up: threading.Event) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "maml_l2l"})
-    content = bytearray()
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+    with _opener().open(request, timeout=TIMEOUT_S) as response:
         expected = response.length  # None where the server does not say
         name = url.rpartition("/")[2]
         with progress_bar(total=expected, description=name, unit="B", unit_scale=True) as bar:
-            while block := response.read(_BLOCK):
+            while not given_up.is_set() and (block := response.read1(_BLOCK)):
                 content += block
                 bar.update(len(block))
                 if len(content) > MAX_BYTES:
                     raise UserError(f"{url} is larger than {MAX_BYTES} bytes. Check the address.")
     if expected is not None and len(content) != expected:
         raise ConnectionError(f"the connection ended after {len(content)} of {expected} bytes")
-    return bytes(content)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """urllib's own, without its way to ftp and to files, where a server may send its readers."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
 
 
 def md5_sum(content: bytes) -> str:
@@ -129,26 +177,29 @@ def read_files(archive: Path, infos: Iterable[zipfile.ZipInfo]) -> Iterator[tupl
     with _opened(archive) as file:
         for info in infos:
             try:
-                content = file.read(info)
+                content = read_entry(file, info)
             except _DAMAGE as error:
                 raise _unreadable(archive, error) from None
             yield info, content
 
 
-def is_whole(content: bytes) -> bool:
-    """Whether `content` is a zip archive that can be unpacked: whole, not encrypted, not too large."""
+def is_whole(archive: Path) -> bool:
+    """Whether `archive` is a zip archive that can be unpacked: whole, not encrypted, not too large."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as file:
+        with open_regular(archive) as raw, open_zip(raw) as file:
             return sum(info.file_size for info in file.infolist()) <= MAX_BYTES and file.testzip() is None
     except _DAMAGE:
         return False
 
 
-def _opened(archive: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(archive)
-    except _DAMAGE as error:
-        raise _unreadable(archive, error) from None
+@contextmanager
+def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_zip(stack.enter_context(open_regular(archive))))
+        except _DAMAGE as error:
+            raise _unreadable(archive, error) from None
+        yield file
 
 
 def _unreadable(archive: Path, error: Exception) -> UserError:
@@ -161,7 +212,10 @@ def _unreadable(archive: Path, error: Exception) -> UserError:
 def same_content(path: Path, info: zipfile.ZipInfo) -> bool:
     """Whether the file `path` has the size and the CRC-32 that the archive lists for it."""
     try:
-        return path.stat().st_size == info.file_size and zlib.crc32(path.read_bytes()) == info.CRC
+        if path.stat().st_size != info.file_size:
+            return False
+        with open_regular(path) as file:
+            return zlib.crc32(file.read()) == info.CRC
     except OSError:
         return False
 
@@ -174,8 +228,7 @@ def extract(archive: Path, infos: list[zipfile.ZipInfo], folder: Path) -> None:
     Raises `UserError` where the archive is damaged or the folder cannot be written.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{archive.name}.", suffix=".tmp") as temporary:
-            staged = Path(temporary)
+        with temporary_folder(folder, archive.name) as staged:
             bar = progress_bar(read_files(archive, infos), f"unpacking {archive.name}", total=len(infos))
             for info, content in bar:
                 path = staged / info.filename
@@ -185,13 +238,15 @@ def extract(archive: Path, infos: list[zipfile.ZipInfo], folder: Path) -> None:
                 _move_in(child, folder / child.name)
     except OSError as error:
         raise UserError(
-            f"cannot unpack {archive} into {folder}: {error.strerror}. "
+            f"cannot unpack {archive} into {folder}: {reason(error)}. "
             "Free space there or name another folder, then run the download again."
         ) from None
 
 
 def _move_in(staged: Path, target: Path) -> None:
-    """Move a file or a folder to `target`; a folder that is there already is kept and filled."""
+    """Move a file or a folder to `target`; a folder that is there already is kept and filled, a link to one is not."""
+    if staged.is_dir() and target.is_symlink():
+        raise UserError(f"{target} is a link, and nothing is written through links. Put a folder in its place.")
     try:
         os.replace(staged, target)
     except OSError:

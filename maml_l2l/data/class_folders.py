@@ -17,6 +17,7 @@ from PIL import Image
 from maml_l2l.data.picture_files import PictureFile, picture_file
 from maml_l2l.data.splits import SPLITS
 from maml_l2l.system.errors import UserError, listing
+from maml_l2l.system.files import reason
 
 _NOT_PICTURES = {"thumbs.db", "desktop.ini"}
 _NOT_PICTURE_ENDINGS = {".txt", ".json", ".csv", ".md"}
@@ -37,9 +38,9 @@ def find_classes(root: Path, otherwise: str = "") -> ClassFolders:
     stand outside of class folders, and where something cannot be read.
     """
     try:
-        leaves = dict(_leaves(str(root), "")) if root.exists() else {"": []}
+        leaves = dict(_leaves(str(root), "", set())) if root.exists() else {"": []}
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}. Make it readable, or remove it.") from None
+        raise UserError(f"cannot read {error.filename}: {reason(error)}. Make it readable, or remove it.") from None
     if leaves == {"": []}:
         raise UserError(
             f"there are no pictures in {root}. Put them into a folder for each class, such as "
@@ -95,8 +96,15 @@ def query_pictures(paths: Iterable[Path]) -> list[str]:
     return [str(path) for path in found]
 
 
-def _leaves(folder: str, name: str) -> Iterator[tuple[str, list[PictureFile]]]:
-    """Every folder without folders: its path below the root, with '/' between levels, and its files."""
+def _leaves(folder: str, name: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, list[PictureFile]]]:
+    """Every folder without folders: its path below the root, with '/' between levels, and its files.
+
+    seen: the folders that were scanned. Links could lead to one of them for ever, or by more ways than can be walked.
+    """
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        raise UserError(f"{folder} leads by a link to a folder that was read already. Remove one of the two.")
+    seen.add((status.st_dev, status.st_ino))
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     folders = [entry for entry in entries if entry.is_dir()]
     files = [entry for entry in entries if not entry.is_dir() and may_be_picture(entry.name)]
@@ -110,7 +118,7 @@ def _leaves(folder: str, name: str) -> Iterator[tuple[str, list[PictureFile]]]:
             "Move or remove them."
         )
     for entry in folders:
-        yield from _leaves(entry.path, f"{name}/{entry.name}" if name else entry.name)
+        yield from _leaves(entry.path, f"{name}/{entry.name}" if name else entry.name, seen)
 
 
 def may_be_picture(name: str) -> bool:

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from maml_l2l.data.normalised_ink import ink_version
 from maml_l2l.data.picture_files import PictureFile, digest
 from maml_l2l.data.pictures import read_picture
 from maml_l2l.system.errors import UserError, listing
-from maml_l2l.system.files import make_folder
+from maml_l2l.system.files import make_folder_in, temporary_folder
 from maml_l2l.system.messages import progress_bar
 
 _log = logging.getLogger(__name__)
@@ -75,10 +74,10 @@ def _empty_on_disk(shape: tuple[int, ...], folder: Path, stack: contextlib.ExitS
     """A tensor in a temporary file below `folder`, which `stack` removes."""
     size = math.prod(shape)
     try:
-        free = shutil.disk_usage(make_folder(folder)).free
+        free = shutil.disk_usage(make_folder_in(folder.parent, folder.name)).free
         if free < 2 * size:  # for this file and the cache; a full disk would end the process without a word
             raise UserError(f"{folder} has {free / _MIB:.0f} MiB left, and {2 * size / _MIB:.0f} are needed.")
-        temporary = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True))
+        temporary = stack.enter_context(temporary_folder(folder, "pixels"))
     except (OSError, UserError) as error:
         raise UserError(
             f"the decoded pictures take {size / _MIB:.0f} MiB, which is more than data.max_memory, and they cannot be "

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from maml_l2l.system.errors import UserError
-from maml_l2l.system.files import make_folder, write_atomically
+from maml_l2l.system.files import check_regular, make_folder_in, write_atomically
 from maml_l2l.system.torch_files import load_torch_file, save_torch_file
 
 
@@ -79,7 +79,7 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages], on_d
         "class_names": list(images.class_names),
     }
     try:
-        make_folder(path.parent)
+        make_folder_in(path.parent.parent, path.parent.name)
         write_atomically(path, lambda file: save_torch_file(content, file))
     except UserError as error:
         if on_disk:
@@ -91,6 +91,7 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages], on_d
 def _read(path: Path, source_key: str, on_disk: bool) -> LabelledImages:
     """Raises almost any error where the file is absent, damaged, of another source, or holds what it should not."""
     # Mapped files are not read through, as checking their sums would.
+    check_regular(path.stat(), path)
     stored = torch.load(path, weights_only=True, mmap=True) if on_disk else load_torch_file(path, "image cache")
     if stored["source_key"] != source_key:
         raise ValueError("made from another source")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from maml_l2l.data import archives
 from maml_l2l.data.picture_files import PictureFile, digest, picture_file
 from maml_l2l.system.errors import UserError
-from maml_l2l.system.files import make_folder, write_atomically
+from maml_l2l.system.files import make_folder_in, open_regular, reason, write_atomically
 from maml_l2l.system.messages import progress_bar
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ EVALUATION_ALPHABETS = (  # those of images_evaluation, sorted
 )
 # fmt: on
 DRAWINGS = 20  # of each character
+_MAX_PIXELS = 2**22  # of one drawing: Omniglot's have 105 x 105
 
 _FOLDER = "omniglot-py"
 _CACHE = "omniglot-28x28{}.pt"
@@ -94,7 +94,7 @@ def download_omniglot(root: str | Path, source: str | None = None, verify: bool 
     `verify`: refuse archives whose MD5 sums are not torchvision's.
     Raises `UserError` where an archive cannot be had or is refused, or the folder cannot be written.
     """
-    folder = make_folder(Path(root) / _FOLDER)
+    folder = make_folder_in(Path(root), _FOLDER)
     for part in _PARTS:
         _complete_part(folder, part, source, verify)
     files = [file for part in _PARTS for file in _scan(folder, part)]
@@ -124,7 +124,7 @@ def _complete_part(folder: Path, part: _Part, source: str | None, verify: bool) 
 def _obtain(archive: Path, part: _Part, source: str | None, verify: bool) -> Path:
     """Return a checked archive: the one in the folder `source`, or `archive` freshly downloaded."""
     if source is not None and not re.match("https?://", source):
-        local = Path(source).expanduser() / archive.name
+        local = Path(os.path.expanduser(source)) / archive.name
         if not local.is_file():
             raise UserError(
                 f"there is no file {local}. The source must be a base address that begins with http:// or "
@@ -140,17 +140,22 @@ def _obtain(archive: Path, part: _Part, source: str | None, verify: bool) -> Pat
         raise UserError(f"{error}. {_WAYS_OUT}") from None
     if verify:
         _check_sum(content, part, address)
-    elif not archives.is_whole(content):
-        raise UserError(f"{address} is no whole zip archive. Try again or use another source.")
     write_atomically(archive, lambda file: file.write(content))
+    if not verify and not archives.is_whole(archive):
+        archive.unlink()
+        raise UserError(f"{address} is no whole zip archive. Try again or use another source.")
     return archive
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(archive: Path) -> bytes:
+    """Raises `UserError` where `archive` cannot be read, or is too large to be one."""
     try:
-        return path.read_bytes()
+        with open_regular(archive) as file:
+            if os.fstat(file.fileno()).st_size > archives.MAX_BYTES:
+                raise UserError(f"{archive} is larger than {archives.MAX_BYTES} bytes, so it is not Omniglot's.")
+            return file.read()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}. Make it readable.") from None
+        raise UserError(f"cannot read {archive}: {reason(error)}. Make it readable.") from None
 
 
 def _check_sum(content: bytes, part: _Part, origin: str) -> None:
@@ -166,8 +171,7 @@ def _is_whole(archive: Path, part: _Part, verify: bool) -> bool:
     """Whether the archive that stands beside the images may serve: torchvision leaves half ones there too."""
     if not archive.is_file():
         return False
-    content = _read_bytes(archive)
-    return archives.md5_sum(content) == part.md5 if verify else archives.is_whole(content)
+    return archives.md5_sum(_read_bytes(archive)) == part.md5 if verify else archives.is_whole(archive)
 
 
 def _images(archive: Path, part: _Part) -> list[zipfile.ZipInfo]:
@@ -236,12 +240,13 @@ def _decode_file(path: str, ink: str = "finn") -> np.ndarray:
     from maml_l2l.data.normalised_ink import READERS
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # from Image.MAX_IMAGE_PIXELS on
-            with Image.open(path, formats=["PNG"]) as image:
-                return READERS[ink](image)
+        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels")
+            return READERS[ink](image)
     except Exception as error:  # damaged bytes make Pillow's readers raise almost anything
+        problem = reason(error) if isinstance(error, OSError) else error
         raise UserError(
-            f"the image {path} is damaged ({error}). Delete this file and run "
+            f"the image {path} is damaged ({problem}). Delete this file and run "
             "`python -m maml_l2l.download` with the same path and source: it writes the file anew."
         ) from None

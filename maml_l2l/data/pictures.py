@@ -13,6 +13,7 @@ from maml_l2l.config import Data
 from maml_l2l.data.ink import ink_pixels
 from maml_l2l.data.normalised_ink import normalised_ink
 from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import open_regular, reason
 
 # All that Pillow reads but EPS, which it hands to Ghostscript, an interpreter of programs.
 Image.init()
@@ -50,7 +51,7 @@ def read_picture(path: str | Path, data: Data) -> np.ndarray:
     Raises `UserError` where it is no picture, is damaged, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
             _check_size(image, path)
             return picture_pixels(image, data)
     except UserError:
@@ -60,8 +61,7 @@ def read_picture(path: str | Path, data: Data) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise UserError(f"the picture {path} is too large: {error} Scale it down.") from None
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"the picture {path} cannot be read: {reason}. Replace or remove it.") from None
+        raise UserError(f"the picture {path} cannot be read: {reason(error)}. Replace or remove it.") from None
     except Exception as error:  # damaged bytes make Pillow's readers raise almost anything
         raise UserError(f"the picture {path} is damaged ({error}). Replace or remove it.") from None
 

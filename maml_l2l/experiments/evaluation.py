@@ -16,6 +16,7 @@ from maml_l2l.config import Experiment, changed_keys
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import load_data
 from maml_l2l.data.splits import SPLITS, unseen_classes
+from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, find_device
 from maml_l2l.system.errors import UserError
@@ -117,9 +118,11 @@ def _evaluate(checkpoint: Checkpoint, experiment: Experiment, split: str, progre
     run = experiment.run
     device = find_device(run.device)
     with progress_bars(progress), computing(device, run.threads, run.precision), distributed.process_group(device):
-        with distributed.one_a_machine_first():
-            images = load_data(experiment.data)
-        stream = _stream(checkpoint, experiment, images, split)
+        check_same_experiment(experiment)
+        images = distributed.one_a_machine_first(lambda: load_data(experiment.data))
+        with distributed.together():
+            stream = _stream(checkpoint, experiment, images, split)
+        check_same_data(images, checkpoint.split | {"evaluated": [split]}, checkpoint.tensors)
         learner = checkpoint.learner(experiment.algorithm).to(device)
         return evaluate_learner(
             learner,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import warnings
 from pathlib import Path
 
 from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import check_regular, make_folder_in, reason
+
+# A pipe without a reader is not waited for; a link is an error, as what it leads to would be cut.
+_NO_LINK = os.O_RDWR | os.O_CREAT | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 
 
 class MetricsLog:
@@ -23,9 +28,12 @@ class MetricsLog:
         self._path = folder / "metrics.jsonl"
         self._writer = _summary_writer(folder / "tensorboard", done + 1) if tensorboard else None
         try:
-            found = self._path.read_bytes()[:size] if size else b""
-            self._file = open(self._path, "ab")  # noqa: SIM115, closed by close()
-            self._file.truncate(found.rfind(b"\n") + 1)
+            self._file = os.fdopen(os.open(self._path, _NO_LINK, 0o666), "r+b")
+            status = os.fstat(self._file.fileno())
+            check_regular(status, self._path)
+            found = self._file.read(min(size, status.st_size))
+            self._file.seek(found.rfind(b"\n") + 1)
+            self._file.truncate()
         except OSError as error:
             raise self._unwritable(error) from None
         if len(found) < size:
@@ -40,8 +48,12 @@ class MetricsLog:
         except OSError as error:
             raise self._unwritable(error) from None
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, iteration)
+            try:
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, iteration)
+            except Exception as error:  # of a thread of TensorBoard's: no result depends on it
+                warnings.warn(f"no more TensorBoard events are written: {error}", stacklevel=2)
+                self._writer = None
 
     def sync(self) -> int:
         """See everything onto the disk; return the number of bytes that stand there."""
@@ -57,15 +69,28 @@ class MetricsLog:
         with contextlib.suppress(OSError):
             self._file.close()
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"cannot write {self._path}: {error.strerror}. Free space or make the folder writable.")
+        if error.errno == errno.ELOOP:
+            return UserError(f"{self._path} is a link, and nothing is written through links. Move it away.")
+        return UserError(f"cannot write {self._path}: {reason(error)}. Free space or make the folder writable.")
+
+
+def check_tensorboard() -> None:
+    """Raise `UserError` where TensorBoard is not installed."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise UserError("run.tensorboard is true, but TensorBoard is not installed: pip install tensorboard.") from None
 
 
 def _summary_writer(folder: Path, purge_step: int):
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("run.tensorboard is true, but TensorBoard is not installed: pip install tensorboard.") from None
-    return SummaryWriter(str(folder), purge_step=purge_step)
+        return SummaryWriter(str(make_folder_in(folder.parent, folder.name)), purge_step=purge_step)
+    except OSError as error:
+        raise UserError(f"cannot write TensorBoard events to {folder}: {reason(error)}. Move it away.") from None

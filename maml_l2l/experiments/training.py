@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 from pathlib import Path
 
 from maml_l2l.backbones import use_backbone
-from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
 from maml_l2l.config import Experiment, load_experiment
 from maml_l2l.data.sources import class_split, load_data
-from maml_l2l.experiments.run_folder import NoRunFolder, RunFolder, refuse_used_folder, saved_state, started_by
+from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
+from maml_l2l.experiments.resuming import beginning, started_by
+from maml_l2l.experiments.run_folder import NoRunFolder, RunFolder
 from maml_l2l.experiments.trainer import MetaTrainer
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, find_device, seeded
+from maml_l2l.system.errors import printable
 from maml_l2l.system.interruption import StopRequests
 from maml_l2l.system.messages import progress_bar, progress_bars
 
@@ -34,7 +37,7 @@ def train(
     torchrun starts again, after a process died, what it had started.  progress: show bars on a terminal.
     Raises `UserError` where the data cannot serve the tasks, where `run_dir` already holds a run (resume: holds none,
     or one of another config), where it or `save_to` cannot be written, and where a loss or meta-gradient is not finite.
-    Raises `Stopped` after SIGINT or SIGTERM, with everything saved.
+    Raises `Stopped` after SIGINT, SIGTERM or SIGHUP, with everything saved.
 
     >>> import maml_l2l
     >>> small = ["data.name=glyphs", "data.alphabets=3", "task.ways=3", "model.filters=4", "train.meta_batch=2"]
@@ -58,32 +61,29 @@ def _train(experiment: Experiment, run_dir: Path, save_to: Path | None, resume: 
         computing(device, run.threads, run.precision),
         seeded(run.seed, device),
         distributed.process_group(device),
+        contextlib.ExitStack() as stack,
     ):
+        check_same_experiment(experiment)
         resume = resume or (distributed.restarted() and started_by(run_dir, distributed.job()))
         # The first process reads them for all: there may be no folder that all machines share.
-        saved, pretrained = distributed.from_first(lambda: _beginning(experiment, run_dir, resume))
-        with distributed.one_a_machine_first():
-            images = load_data(experiment.data)
-        trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
-        if saved is not None:
-            trainer.restore(saved)
-        elif pretrained is not None:
-            trainer.start_from(pretrained)
-        with RunFolder(run_dir, experiment, saved, save_to) if distributed.rank() == 0 else NoRunFolder() as folder:
-            if saved is None:
-                folder.save_last(trainer.checkpoint(with_optimizer=True))
-            elif distributed.rank() == 0:
-                _log.info(f"resuming {run_dir} after {trainer.done} meta-iterations")
-            _run(trainer, folder, run_dir.name, _resume_command(run_dir, save_to))
-
-
-def _beginning(experiment: Experiment, run_dir: Path, resume: bool) -> tuple[Checkpoint | None, Checkpoint | None]:
-    """The checkpoint that a run goes on from, and the pretrained one that a new run starts from; None where none is."""
-    if not resume:
-        refuse_used_folder(run_dir)
-    saved = saved_state(run_dir, experiment) if resume else None
-    path = experiment.model.pretrained
-    return saved, load_pretrained(path) if saved is None and path is not None else None
+        saved, pretrained = distributed.from_first(lambda: beginning(experiment, run_dir, save_to, resume, stack))
+        images = distributed.one_a_machine_first(lambda: load_data(experiment.data))
+        with distributed.together():
+            trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
+            if saved is not None:
+                trainer.restore(saved)
+            elif pretrained is not None:
+                trainer.start_from(pretrained)
+        check_same_data(images, trainer.split)
+        folder: RunFolder | NoRunFolder = NoRunFolder()
+        with distributed.together():
+            if distributed.rank() == 0:
+                folder = stack.enter_context(RunFolder(run_dir, experiment, saved, save_to))
+                if saved is None:
+                    folder.save_last(trainer.checkpoint(with_optimizer=True))
+                else:
+                    _log.info(f"resuming {run_dir} after {trainer.done} meta-iterations")
+        _run(trainer, folder, printable(run_dir.name), _resume_command(run_dir, save_to))
 
 
 def _resume_command(run_dir: Path, save_to: Path | None) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from maml_l2l.algorithms.scores import Evaluation
-from maml_l2l.system.errors import UserError
+from maml_l2l.system.errors import UserError, printable
 from maml_l2l.system.files import make_folder, write_atomically
 
 _COLUMNS, _PAIRS, _DRAWN_CLASSES, DRAWN_QUERIES = 8, 5, 20, 40  # of a picture of predictions
@@ -87,6 +87,7 @@ def _shown(what: str, drawn: int, total: int) -> str:
 
 
 def _shortened(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"
 
 
@@ -106,16 +107,19 @@ def _draw_titled(places, pictures: Sequence[torch.Tensor] | torch.Tensor, titles
 
 
 def plot_curves(metrics: Path, path: Path, title: str) -> None:
-    """Loss and accuracy of training (thin: each meta-iteration; thick: mean of a window) and validation."""
+    """Loss and accuracy of training (thin: each meta-iteration; thick: mean of a window) and validation.
+
+    Lines of `metrics` that hold something else, as after damage, are left out.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    with open(metrics, encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    training = [line for line in lines if "loss" in line]
-    validation = [line for line in lines if "val_loss" in line]
+    with open(metrics, "rb") as file:
+        lines = [_figures(line) for line in file]
+    training = [line for line in lines if {"iteration", "loss", "accuracy"} <= line.keys()]
+    validation = [line for line in lines if {"iteration", "val_loss", "val_accuracy", "val_ci95"} <= line.keys()]
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(printable(title), parse_math=False)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     for axes, key in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
         if training:  # a pretrained network is validated before it is trained any further
@@ -135,6 +139,16 @@ def plot_curves(metrics: Path, path: Path, title: str) -> None:
     loss_axes.yaxis.set_minor_formatter(NullFormatter())
     accuracy_axes.set_ylabel("query accuracy after adaptation (%)")
     _save_figure(figure, path)
+
+
+def _figures(line: bytes) -> dict[str, float]:
+    """The numbers of one line of metrics; none where it is damaged."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    numbers = found if isinstance(found, dict) else {}
+    return {key: value for key, value in numbers.items() if isinstance(value, (int, float))}
 
 
 def _plot_smoothed(axes, iterations: list[int], values: list[float]) -> None:

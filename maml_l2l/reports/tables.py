@@ -8,6 +8,7 @@ import numpy as np
 
 from maml_l2l.algorithms.scores import Evaluation
 from maml_l2l.config import Experiment
+from maml_l2l.system.errors import printable
 
 _RUNNERS_UP = 3  # of each prediction, in its line
 
@@ -58,9 +59,12 @@ def prediction_rows(paths: list[str], classes: list, probabilities: np.ndarray) 
 
 
 def predictions_text(predictions: list[dict]) -> str:
-    """One line for each of `prediction_rows`: path, class, probability, and the next classes."""
+    """One line for each of `prediction_rows`: path, class, probability, and the next classes.
+
+    Names that would forge lines or steer a terminal are shown with escapes.
+    """
     lines = []
     for found in predictions:
         first, *others = (f"{one['class']} {100 * one['probability']:.1f} %" for one in [found, *found["runners_up"]])
-        lines.append(f"{found['path']}: {first} ({', '.join(others[:_RUNNERS_UP])})")
+        lines.append(printable(f"{found['path']}: {first} ({', '.join(others[:_RUNNERS_UP])})"))
     return "\n".join(lines)

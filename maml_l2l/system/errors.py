@@ -48,7 +48,7 @@ class Stopped(KeyboardInterrupt):
 def listing(items: Sequence[str], most: int = 10) -> str:
     """`a, b, c`, for a message: the first `most` items, then how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+    return ", ".join(map(printable, items[:most])) + more
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""SIGINT (Ctrl-C) and SIGTERM as requests to stop in good order."""
+"""SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is gone) as requests to stop in good order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 from maml_l2l.system.errors import Stopped
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class StopRequests:
@@ -23,7 +23,8 @@ class StopRequests:
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers
-            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup sets
+            self._previous = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -142,8 +142,10 @@ class _Draws(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """A worker inherits what the parent does on signals; Ctrl-C, which reaches both, is the parent's to act on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker inherits what the parent does on signals; those that reach both are the parent's to act on."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
