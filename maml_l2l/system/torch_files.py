@@ -18,7 +18,8 @@ _MAX_PICKLE = 2**24  # bytes of everything but the tensors' contents: 100 times 
 
 # What the pickles of tensors and state dicts name.
 _HARMLESS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"} | {
-    f"torch {dtype}Storage" for dtype in ("BFloat16", "Byte", "Double", "Float", "Half", "Long")
+    f"torch {dtype}Storage"
+    for dtype in ("BFloat16", "Bool", "Byte", "Char", "Double", "Float", "Half", "Int", "Long", "Short")
 }
 
 
