@@ -137,13 +137,18 @@ def test_a_name_that_can_be_none_is_refused_by_the_config(name):
         load_experiment(None, [f"model.name={name!r}"])
 
 
+def of_backbone(checkpoint, backbone, weights):  # noqa: F811
+    model = {**checkpoint.config["model"], "name": backbone["name"]}
+    config = {**checkpoint.config, "model": model}
+    return dataclasses.replace(checkpoint, backbone=backbone, weights=weights, config=config)
+
+
 def test_a_stranger_s_checkpoint_makes_no_code_load(checkpoint, own_module, tmp_path, capsys):  # noqa: F811
     name = "own_networks:linear"
     backbone = {"name": name, "ways": 5, "channels": 1, "image_size": 28}
     weights = linear(5, 1, 28).state_dict()
-    config = {**checkpoint.config, "model": {**checkpoint.config["model"], "name": name}}
     path = tmp_path / "x.pth"
-    write_unchecked(dataclasses.replace(checkpoint, backbone=backbone, weights=weights, config=config), path)
+    write_unchecked(of_backbone(checkpoint, backbone, weights), path)
     with pytest.raises(UserError, match=r"x.pth: the backbone 'own_networks:linear' is not registered, and a checkpo"):
         load_checkpoint(path)
     with pytest.raises(UserError, match=r"--set model.name=own_networks:linear\."):
@@ -178,20 +183,31 @@ def test_a_checkpoint_from_before_backbones_had_names_is_of_conv4(checkpoint, tm
     assert load_checkpoint(tmp_path / "x.pth").backbone == {"name": "conv4", **checkpoint.backbone}
 
 
-def test_a_table_of_indices_is_part_of_a_network(checkpoint, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
+def test_a_table_of_indices_is_part_of_a_network(checkpoint, tmp_path, dtype):  # noqa: F811
     def with_table(ways):
         network = nn.Linear(2, ways)
-        network.register_buffer("table", torch.arange(3))
+        network.register_buffer("table", torch.arange(2).to(dtype))
         return network
 
     register_backbone("table", with_table)
-    changes = {"backbone": {"name": "table", "ways": 5}, "weights": with_table(5).state_dict()}
-    saved = dataclasses.replace(checkpoint, **changes)
+    saved = of_backbone(checkpoint, {"name": "table", "ways": 5}, with_table(5).state_dict())
     save_checkpoint(saved, tmp_path / "x.pth")
-    assert load_checkpoint(tmp_path / "x.pth").learner().module.table.tolist() == [0, 1, 2]
-    wrong = dataclasses.replace(saved, weights=saved.weights | {"table": torch.zeros(3)})
-    with pytest.raises(UserError, match=r"`weights.table` should be of type torch.int64, found torch.float32"):
+    assert load_checkpoint(tmp_path / "x.pth").learner().module.table.tolist() == [0, 1]
+    wrong = dataclasses.replace(saved, weights=saved.weights | {"table": torch.zeros(2)})
+    with pytest.raises(UserError, match=rf"`weights.table` should be of type {dtype}, found torch.float32"):
         save_checkpoint(wrong, tmp_path / "y.pth")
+
+
+def test_a_network_too_large_to_be_loaded_again_is_not_saved(checkpoint, tmp_path, monkeypatch):  # noqa: F811
+    save_checkpoint(checkpoint, tmp_path / "x.pth")
+    size = (tmp_path / "x.pth").stat().st_size
+    monkeypatch.setattr("maml_l2l.checkpoints.checkpoint.MAX_BYTES", size)
+    save_checkpoint(checkpoint, tmp_path / "x.pth")
+    monkeypatch.setattr("maml_l2l.checkpoints.checkpoint.MAX_BYTES", size - 1)
+    with pytest.raises(UserError, match=rf"y.pth: it would take {size} bytes, and checkpoints may have {size - 1}"):
+        save_checkpoint(checkpoint, tmp_path / "y.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
 
 def test_loading_draws_nothing_from_the_random_state(checkpoint, tmp_path):  # noqa: F811

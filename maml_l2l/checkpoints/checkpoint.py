@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -149,7 +149,16 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path, previous: Path | N
     path = Path(path)
     checked = checked_contents(vars(checkpoint), Checkpoint, f"what should go to {path}", "Nothing was written.")
     content = {"format": FORMAT, "version": VERSION, **checked}
-    write_atomically(path, lambda file: save_torch_file(content, file), previous)
+
+    def write(file: BinaryIO) -> None:
+        save_torch_file(content, file)
+        if file.tell() > MAX_BYTES:
+            raise UserError(
+                f"cannot write {path}: it would take {file.tell()} bytes, and checkpoints may have {MAX_BYTES}. "
+                "Take a smaller network."
+            )
+
+    write_atomically(path, write, previous)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

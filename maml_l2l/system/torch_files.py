@@ -27,7 +27,8 @@ _ENTRY = re.compile(r"[^/]+/(data\.pkl|version|byteorder|data/[0-9]+)")
 
 # What the pickles of tensors and state dicts name. All of these tensors are strided.
 _HARMLESS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"} | {
-    f"torch {dtype}Storage" for dtype in ("BFloat16", "Byte", "Double", "Float", "Half", "Long")
+    f"torch {dtype}Storage"
+    for dtype in ("BFloat16", "Bool", "Byte", "Char", "Double", "Float", "Half", "Int", "Long", "Short")
 }
 
 
