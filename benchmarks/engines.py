@@ -5,8 +5,9 @@
 Each engine works in a process of its own, so that its peak memory is its own; the processes take turns, one
 meta-iteration each, so that a change of the machine's speed meets all of them. Figures are medians over `--repeats`
 turns. GFLOP/s count the work of learn2learn's loop for every engine, whatever it saves or repeats. `loop` is
-learn2learn with nothing around it; `loop+malloc` is the same in a process set up as this package's training does it,
-`bfloat16` is `compiled` with `run.precision: bfloat16`. MiB is the process's peak, and in brackets what the work added.
+learn2learn with nothing around it; `loop+malloc` is the same in a process set up as this package's training does it;
+`recompute` and `bfloat16` are `compiled` with `algorithm.recompute: sqrt` and `run.precision: bfloat16`. MiB is the
+process's peak, and in brackets what the work added.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ SETTINGS = {
     "20w1s": Setting(20, 1, 1, 16, 5, 0.1),
     "20w5s": Setting(20, 5, 5, 16, 5, 0.1),
     "5w1s_max_pool": Setting(5, 1, 1, 32, 1, 0.4, "max_pool"),
+    "20w1s_max_pool": Setting(20, 1, 1, 16, 1, 0.1, "max_pool"),
 }
-ENGINES = ("loop", "loop+malloc", "vectorized", "compiled", "bfloat16", "higher", "torchopt", "jax")
+ENGINES = ("loop", "loop+malloc", "vectorized", "compiled", "recompute", "bfloat16", *peers.PEERS)
 
 
 def random_tasks(setting: Setting) -> TaskBatch:
@@ -77,28 +79,31 @@ def make_step(engine: str, setting: Setting, order: str, device: str) -> Callabl
     torch.manual_seed(0)
     tasks, first_order = random_tasks(setting), order == "first"
     backbone = {"ways": setting.ways, "channels": 1, "filters": 64, "downsample": setting.downsample}
-    if engine in ("higher", "torchopt", "jax"):
-        if device != "cpu" or setting.downsample != "stride":
-            raise ImportError("other packages are measured on the CPU only, with stride")
-        peer = getattr(peers, f"{engine}_step")
-        return peer(Conv4(**backbone), tasks, setting.inner_lr, setting.steps, first_order)
+    tasks = tasks.to(torch.device(device))
+    if engine in peers.PEERS:
+        network = Conv4(**backbone).to(device)
+        take = peers.PEERS[engine](network, tasks, setting.inner_lr, setting.steps, first_order)
+        return lambda: finished(take, device)
     if engine == "loop+malloc":
         keep_freed_memory()
     if engine.startswith("loop"):
         learner: MetaLearner = LoopMAML(Conv4(**backbone), lr=setting.inner_lr, first_order=first_order)
     else:
-        algorithm = Algorithm(order=order, inner_lr=setting.inner_lr, inner_steps=setting.steps)
+        recompute = "sqrt" if engine == "recompute" else None
+        algorithm = Algorithm(order=order, inner_lr=setting.inner_lr, inner_steps=setting.steps, recompute=recompute)
         keep_freed_memory()  # as the command that trains does
         precision = "bfloat16" if engine == "bfloat16" else "float32"
         backbone["name"] = "conv4"
         learner = build_learner(algorithm, backbone, compile=engine != "vectorized", precision=precision)
     learner.to(device)
-    tasks = tasks.to(torch.device(device))
+    return lambda: finished(lambda: learner.meta_gradient(tasks, setting.steps), device)
 
-    def step() -> None:
-        learner.meta_gradient(tasks, setting.steps).losses.sum().item()
 
-    return step
+def finished(step: Callable[[], object], device: str) -> None:
+    """Take `step` and wait for the device."""
+    step()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
 
 
 def serve(connection: Connection, engine: str, setting: Setting, order: str, device: str) -> None:

@@ -1,14 +1,16 @@
-"""The meta-gradient as other packages take it, for `benchmarks/engines.py`: the same network, tasks and loss.
+"""The meta-gradient as other packages take it, for the benchmarks of engines: the same network, tasks and loss.
 
 Each function returns `step()`, which takes one meta-gradient over all tasks, or raises `ImportError` where its package
-is not installed (`pip install -e .[peers]`).
+is not installed (`pip install -e .[peers]`) or cannot do what is asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import repeat
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from maml_l2l.backbones import Conv4
@@ -29,7 +31,13 @@ def higher_step(network: Conv4, tasks: TaskBatch, inner_lr: float, steps: int, f
                 for _ in range(steps):
                     inner_optimizer.step(F.cross_entropy(copy(task.support[0]), task.support_labels[0]))
                 loss = F.cross_entropy(copy(task.query[0]), task.query_labels[0]) / len(tasks)
-                loss.backward()
+                if not first_order:
+                    loss.backward()
+                    continue
+                # Nothing leads back from the copy then: its own gradient is the first-order one.
+                gradients = torch.autograd.grad(loss, list(copy.parameters()))
+                for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     return step
 
@@ -57,10 +65,53 @@ def torchopt_step(
     return step
 
 
+class _WithLogits(nn.Module):
+    """What parallel-metalearn wants of a network: named results, and the parameters that the inner loop adapts."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor, **_: object) -> dict[str, torch.Tensor]:
+        return {"logits": self.network(x)}
+
+    def get_fast_weights(self) -> dict[str, torch.Tensor]:
+        return dict(self.named_parameters())
+
+
+def parallel_metalearn_step(
+    network: Conv4, tasks: TaskBatch, inner_lr: float, steps: int, first_order: bool
+) -> Callable[[], None]:
+    """parallel-metalearn's `MAML` one task after another, with an outer step of size 0.
+
+    Its other way, all tasks by `vmap`, is slower on a CPU, and its gradient through batch normalisation is inexact.
+    """
+    from metalearn.algorithms import MAML
+    from metalearn.inner_optimizers import InnerSGD
+    from metalearn.loss import CategoricalAccuracy, CrossEntropy
+
+    model = _WithLogits(network)
+    inner = InnerSGD(model.get_fast_weights(), first_order=first_order, inner_lr=inner_lr, learn_lr=False)
+    learner = MAML(
+        model=model,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.0),
+        inner_optimizer=inner,
+        support_loss_fn=CrossEntropy(CategoricalAccuracy()),
+        inner_steps=steps,
+        backend="sequential",
+        device=tasks.support.device,
+    )
+    batch = tasks.support, {"labels": tasks.support_labels}, tasks.query, {"labels": tasks.query_labels}
+    return lambda: learner.step(repeat(batch))
+
+
 def jax_step(network: Conv4, tasks: TaskBatch, inner_lr: float, steps: int, first_order: bool) -> Callable[[], None]:
     """JAX: `jit(grad(vmap(...)))`, its convolution written as patches @ weights, the faster of its two ways here."""
     import jax
     from jax import numpy as jnp
+
+    if network.pool or tasks.support.is_cuda:
+        raise ImportError("JAX is measured with stride on the CPU only")
 
     parameters = {name: jnp.asarray(value.detach().numpy()) for name, value in network.named_parameters()}
 
@@ -101,3 +152,11 @@ def jax_step(network: Conv4, tasks: TaskBatch, inner_lr: float, steps: int, firs
         return jax.block_until_ready(meta_gradient(parameters, arrays))
 
     return step
+
+
+PEERS = {
+    "higher": higher_step,
+    "torchopt": torchopt_step,
+    "parallel-metalearn": parallel_metalearn_step,
+    "jax": jax_step,
+}
