@@ -99,7 +99,7 @@ def test_a_folder_of_training_classes_is_refused(checkpoint, shapes_root, tmp_pa
 
 
 def test_grey_data_for_a_colour_network_are_refused(checkpoint):
-    with pytest.raises(UserError, match=r"takes images of 3 channels, the data have 1. Set data.channels=3"):
+    with pytest.raises(UserError, match=r"takes images of channels 3, the data have 1. Set data.channels=3"):
         accuracies(checkpoint, **{"data.channels": 1})
 
 

@@ -166,7 +166,7 @@ def test_a_stranger_s_checkpoint_makes_no_code_load(checkpoint, own_module, tmp_
         ({"image_size": 10**9}, "`backbone.image_size` should be less than or equal to 4096"),
         ({"filters": 4}, "unknown key `backbone.filters`"),
         ({"name": ["conv4"]}, "`backbone.name` should be a valid string"),
-        ({"name": "mlp"}, r"`weights` lacks \['head.bias'"),
+        ({"name": "mlp"}, "`backbone.name` should be 'conv4', as its config says, found 'mlp'"),
     ],
 )
 def test_a_backbone_that_does_not_fit_is_refused(checkpoint, tmp_path, changes, message):  # noqa: F811

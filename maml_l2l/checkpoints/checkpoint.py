@@ -179,7 +179,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if type(content) is not dict or content.pop("format", None) != FORMAT:
         raise UserError(f"{path} is not a checkpoint of maml_l2l. {_REMEDY}")
     version = content.pop("version", None)
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:  # what a tensor is compared to may raise
         raise UserError(
             f"{path} has checkpoint version {shown(version)}, this maml_l2l reads version {VERSION}. Upgrade maml_l2l."
         )

@@ -87,10 +87,13 @@ def _checked_backbone(found: dict[str, Any], origin: str) -> dict[str, Any]:
 def _check_network(backbone: dict[str, Any], experiment: Experiment) -> None:
     """Two descriptions of one network must agree: what is printed and compared is the config's.
 
-    The ways may differ, as the head of a network of many serves tasks of fewer.
+    The ways may differ, as the head of a network of many serves tasks of fewer, and so may the name that a user has
+    registered a network of their own by.
     """
     data = {key: getattr(experiment.data, key) for key in ("channels", "image_size")}
     stated = {**experiment.model.model_dump(), **data}
+    if backbone["name"] not in BACKBONES:
+        del stated["name"]
     for key, found in backbone.items():
         if key in stated and stated[key] != found:
             raise ValueError(
