@@ -124,9 +124,11 @@ class VectorizedMAML(MetaLearner):
         """Call the method `_{piece}`, compiled where that is wanted and can be had."""
         function = getattr(self, f"_{piece}")
         trivial = piece in ("begin", "pull_back") and not self.prototype_head
-        if not self.compiled or trivial or torch.is_grad_enabled():
-            return function(*arguments)
-        return self._pieces.run(piece, function, arguments)
+        inductive = arguments[-1] == "support" and not self._batches_itself
+        with first_images_normalise(self.module, arguments[2].shape[1] if inductive else None):
+            if not self.compiled or trivial or torch.is_grad_enabled():
+                return function(*arguments)
+            return self._pieces.run(piece, function, arguments)
 
     # The pieces: functions of their arguments alone, where `support` stands for images, labels and ways.
 
@@ -210,14 +212,13 @@ class VectorizedMAML(MetaLearner):
     def _forward(
         self, theta: Parameters, eta: Parameters, images: torch.Tensor, ways: int | None, first: int | None = None
     ) -> torch.Tensor:
-        """images: (T, n, ...), normalised by the `first` of each task -> outputs (T, n, ...), `ways` of them."""
+        """images: (T, n, ...) -> outputs (T, n, ...), `ways` of them.  first: for `forward_tasks` alone; see `_run`."""
         if self._batches_itself:
             shared = {name: value.expand(len(images), *value.shape) for name, value in eta.items()}
             outputs = self.module.forward_tasks(theta | shared, images, first)
         else:
             each = vmap(lambda theta, x: call_with(self.module, theta | eta, self._others, x), randomness="different")
-            with first_images_normalise(self.module, first):
-                outputs = each(theta, images)
+            outputs = each(theta, images)
         return outputs[..., :ways] if ways is not None else outputs
 
     def _update(self, theta: Parameters, gradients: Parameters, phi: Parameters) -> Parameters:
