@@ -36,9 +36,9 @@ class NotedTasks(TaskStream):
         self.drawn: list[torch.Tensor] = []
         super().__init__(*arguments, **options)
 
-    def _gather(self, indices: list[int]) -> torch.Tensor:
-        self.drawn.append(torch.tensor(indices).view(self.ways, -1))
-        return super()._gather(indices)
+    def _grouped(self, indices: list[int]) -> torch.Tensor:
+        self.drawn.append(super()._grouped(indices))
+        return self.drawn[-1]
 
 
 @torch.no_grad()

@@ -30,8 +30,10 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all probabilities as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw all pictures, what the network sees, and its predictions")
     commands.add_version_option(parser)
-    arguments = parser.parse_args()
+    _predict(parser.parse_args())
 
+
+def _predict(arguments: argparse.Namespace) -> None:
     # PyTorch and learn2learn load here, not for --help
     from maml_l2l.checkpoints.checkpoint import load_pretrained
     from maml_l2l.data.class_folders import query_pictures, support_pictures

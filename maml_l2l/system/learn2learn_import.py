@@ -24,6 +24,9 @@ try:
     with contextlib.redirect_stderr(_stderr):
         import learn2learn
         from learn2learn.algorithms import MAML
+        from learn2learn.data import MetaDataset, Taskset
+        from learn2learn.data import transforms as samplers
+        from learn2learn.data.transforms import KShots, NWays
         from learn2learn.utils import clone_module, update_module
 except ModuleNotFoundError as error:
     if error.name != "learn2learn":
@@ -32,4 +35,14 @@ except ModuleNotFoundError as error:
 finally:
     sys.stderr.writelines(line for line in _stderr.getvalue().splitlines(keepends=True) if "gym" not in line.lower())
 
-__all__ = ["MAML", "clone_module", "learn2learn", "update_module"]
+__all__ = [
+    "MAML",
+    "KShots",
+    "MetaDataset",
+    "NWays",
+    "Taskset",
+    "clone_module",
+    "learn2learn",
+    "samplers",
+    "update_module",
+]

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MAX_AT_ONCE = 2**24  # bytes
 
 
-def open_zip(file: io.BufferedReader) -> zipfile.ZipFile:
+@contextmanager
+def open_zip(file: io.BufferedReader) -> Iterator[zipfile.ZipFile]:
     """The zip archive in `file`, with a list of entries of at most `MAX_AT_ONCE` bytes.
 
     Raises almost any error where it is damaged.
     """
-    return zipfile.ZipFile(_Bounded(file.raw))
+    bounded = _Bounded(file.raw)
+    try:
+        with zipfile.ZipFile(bounded) as archive:
+            yield archive
+    finally:
+        bounded.detach()  # `file` is the caller's to close
 
 
 class _Bounded(io.BufferedReader):

@@ -1,4 +1,4 @@
-"""The stream that few-shot tasks come from."""
+"""The stream that few-shot tasks come from, on learn2learn's `Taskset`."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ import logging
 import multiprocessing
 import random
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from maml_l2l.config import Experiment
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.system.errors import UserError, listing
+from maml_l2l.system.learn2learn_import import KShots, MetaDataset, NWays, Taskset, samplers
 from maml_l2l.tasks import augment as augmentation
 from maml_l2l.tasks.batch import TaskBatch
 
 _log = logging.getLogger(__name__)
 
+_sampling = threading.Lock()
+
 
 class TaskStream:
     """An endless, random-access sequence of tasks: a pure function of (seed, split, index).
 
-    Classes and images are those that learn2learn's `NWays` and `KShots` draw, here from a generator of each task's own
-    and not from Python's global one, which threads share. With `rotate` it turns all images of a class by one multiple
-    of 90 degrees, drawn for each class of each task (Santoro et al., 2016; Finn et al., 2017). With `shift` it moves
-    each image by as many pixels at most, drawn for each image, down and across, as Santoro et al. do against
-    overfitting. With `augment` each image is changed as `augment.augmented` does, at this strength.
+    Classes and images are drawn by learn2learn's `NWays` and `KShots`. These transforms only pick indices; a task's
+    images are then gathered at once. With `rotate` it turns all images of a class by one multiple of 90 degrees, drawn
+    for each class of each task (Santoro et al., 2016; Finn et al., 2017). With `shift` it moves each image by as many
+    pixels at most, drawn for each image, down and across, as Santoro et al. do against overfitting. With `augment` each
+    image is changed as `augment.augmented` does, at this strength.
 
     >>> import maml_l2l, torch
     >>> from maml_l2l.data.labelled_images import LabelledImages
@@ -64,7 +69,10 @@ class TaskStream:
         self.images, self.ways, self.shots, self.queries = images, ways, shots, queries
         self.rotate, self.shift, self.augment, self._key = rotate, shift, augment, f"{seed}/{split}"
         members = _members(images, classes)
-        self._members = _servable(members, images.class_names, split, ways, shots, queries, drop_small)
+        members = _servable(members, images.class_names, split, ways, shots, queries, drop_small)
+        dataset = MetaDataset(TensorDataset(images.pixels, images.labels), labels_to_indices=members)
+        transforms = [NWays(dataset, ways), KShots(dataset, shots + queries)]
+        self._taskset = Taskset(dataset, transforms, task_collate=self._grouped)
 
     def batch(self, start: int, count: int) -> TaskBatch:
         """Tasks `start`, ..., `start + count - 1` of the stream, on the CPU, float32."""
@@ -116,13 +124,17 @@ class TaskStream:
     def _task(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Of one task: the images (ways, shots + queries, C, H, W) uint8, grouped by class, and what changes them."""
         generator = random.Random(f"{self._key}/{index}")
-        classes = generator.sample(list(self._members), self.ways)
-        drawn = [generator.sample(self._members[label], self.shots + self.queries) for label in classes]
-        pixels = self._turned_and_moved(self.images.pixels[torch.tensor(drawn)], generator)
+        with _sampling_from(generator):
+            drawn = self._taskset[0]
+        pixels = self._turned_and_moved(self.images.pixels[drawn], generator)
         if not self.augment:
             return pixels, torch.empty(0)
         draws = augmentation.draws(self.ways * (self.shots + self.queries), generator.getrandbits(63))
         return pixels, draws.view(*pixels.shape[:2], -1)
+
+    def _grouped(self, indices: list[int]) -> torch.Tensor:
+        """(ways, shots + queries) int64: the indices of a task's images, which come grouped by class."""
+        return torch.tensor(indices).view(self.ways, -1)
 
     def _turned_and_moved(self, pixels: torch.Tensor, generator: random.Random) -> torch.Tensor:
         """pixels: (ways, shots + queries, C, H, W)."""
@@ -159,6 +171,17 @@ def task_stream(
     return TaskStream(images, split[name], split=name, **sizes, **options)
 
 
+@contextmanager
+def _sampling_from(generator: random.Random) -> Iterator[None]:
+    """Have learn2learn's samplers draw from `generator`, and not from Python's global `random`, which threads share."""
+    with _sampling:
+        usual, samplers.random = samplers.random, generator
+        try:
+            yield
+        finally:
+            samplers.random = usual
+
+
 def _shifted(pixels: torch.Tensor, most: int, generator: random.Random) -> torch.Tensor:
     """(..., C, H, W): each image moved by -most, ..., most pixels down and across; its border fills what it leaves."""
     images = pixels.flatten(0, -4)
@@ -170,24 +193,24 @@ def _shifted(pixels: torch.Tensor, most: int, generator: random.Random) -> torch
     return moved.gather(3, columns[:, None, None, :].expand_as(images)).view_as(pixels)
 
 
-def _members(images: LabelledImages, classes: list[str]) -> dict[int, range]:
+def _members(images: LabelledImages, classes: list[str]) -> dict[int, list[int]]:
     """The indices of the images of each named class that has some."""
     label_of = {name: label for label, name in enumerate(images.class_names)}
     ends = torch.tensor(images.class_sizes()).cumsum(0).tolist()
     starts = [0, *ends]
-    members = {label: range(starts[label], ends[label]) for label in sorted(label_of[name] for name in classes)}
+    members = {label: list(range(starts[label], ends[label])) for label in sorted(label_of[name] for name in classes)}
     return {label: indices for label, indices in members.items() if indices}
 
 
 def _servable(
-    members: dict[int, range],
+    members: dict[int, list[int]],
     class_names: Sequence[str],
     split: str,
     ways: int,
     shots: int,
     queries: int,
     drop_small: bool,
-) -> dict[int, range]:
+) -> dict[int, list[int]]:
     """`members`, less the classes that are too small. Raises `UserError` where they do not serve, or may not go."""
     small = [label for label, indices in members.items() if len(indices) < shots + queries]
     if small:
