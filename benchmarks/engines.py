@@ -6,8 +6,8 @@ Each engine works in a process of its own, so that its peak memory is its own; t
 meta-iteration each, so that a change of the machine's speed meets all of them. Figures are medians over `--repeats`
 turns. GFLOP/s count the work of learn2learn's loop for every engine, whatever it saves or repeats. `loop` is
 learn2learn with nothing around it; `loop+malloc` is the same in a process set up as this package's training does it;
-`recompute` and `bfloat16` are `compiled` with `algorithm.recompute: sqrt` and `run.precision: bfloat16`. MiB is the
-process's peak, and in brackets what the work added.
+`recompute` is `vectorized` with `algorithm.recompute: sqrt`; `bfloat16` is `compiled` with `run.precision: bfloat16`.
+MiB is the process's peak, and in brackets what the work added.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def make_step(engine: str, setting: Setting, order: str, device: str) -> Callabl
         keep_freed_memory()  # as the command that trains does
         precision = "bfloat16" if engine == "bfloat16" else "float32"
         backbone["name"] = "conv4"
-        learner = build_learner(algorithm, backbone, compile=engine != "vectorized", precision=precision)
+        compile = engine in ("compiled", "bfloat16")
+        learner = build_learner(algorithm, backbone, compile=compile, precision=precision)
     learner.to(device)
     return lambda: finished(lambda: learner.meta_gradient(tasks, setting.steps), device)
 

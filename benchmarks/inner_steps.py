@@ -21,7 +21,6 @@ from maml_l2l.system.machine import describe, machine
 
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 ENGINES = ("loop", "higher", "torchopt", "parallel-metalearn", "vectorized", "compiled", "recompute")
-_COMPILED = ("compiled", "recompute")
 _ENOUGH_MS = 3000  # of measuring, where fewer than `--repeats` meta-gradients take as long
 
 
@@ -34,7 +33,7 @@ def serve(connection: Connection, engine: str, setting: engines.Setting, repeats
         connection.send({"skipped": str(error)})
         return
     first = common.milliseconds(step)
-    times = [first] if first > _ENOUGH_MS and engine not in _COMPILED else []
+    times = [first] if first > _ENOUGH_MS and engine != "compiled" else []
     while len(times) < repeats and sum(times) < _ENOUGH_MS:
         times.append(common.milliseconds(step))
     peak = engines.peak_memory(device)
