@@ -23,6 +23,14 @@ def everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="maml_l2l")
 
 
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backbone that one test registers is unknown to the next."""
+    from maml_l2l.backbones import registry
+
+    monkeypatch.setattr(registry, "_factories", dict(registry._factories))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real Omniglot archives beside this checkout."""

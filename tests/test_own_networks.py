@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 import maml_l2l
-from maml_l2l.backbones import registry
 from tests.test_engines import random_tasks
 
 
@@ -37,8 +36,7 @@ NETWORKS = {
 
 
 @pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    monkeypatch.setattr(registry, "_factories", dict(registry._factories))
+def _registered(own_registry):
     for factory in (resnet18, vision_transformer):
         maml_l2l.register_backbone(factory.__name__, factory)
 

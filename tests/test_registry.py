@@ -10,7 +10,7 @@ from torch import nn
 
 from maml_l2l import evaluate, load_checkpoint, load_experiment, register_backbone, save_checkpoint, train
 from maml_l2l.algorithms import build_learner
-from maml_l2l.backbones import Conv4, backbone_arguments, build_backbone, registry, use_backbone
+from maml_l2l.backbones import Conv4, backbone_arguments, build_backbone, use_backbone
 from maml_l2l.config import Algorithm, Model, with_overrides
 from maml_l2l.system.errors import UserError
 from tests.commands import assert_user_error, run
@@ -28,11 +28,6 @@ def linear(ways, channels, image_size):
 
 not_callable = 5
 """
-
-
-@pytest.fixture(autouse=True)
-def _registry(monkeypatch):
-    monkeypatch.setattr(registry, "_factories", dict(registry._factories))
 
 
 def linear(ways, channels, image_size):
