@@ -62,6 +62,8 @@ def files_below(folder: str) -> Iterator[Path]:
     Raises `OSError` where a folder cannot be read.
     """
     seen: set[tuple[int, int]] = set()
+    for above in Path(folder).resolve().parents:  # a link to one of them is a loop
+        is_new(str(above), seen)
     waiting = [folder]
     while waiting:
         at = waiting.pop()
