@@ -206,11 +206,11 @@ def test_a_jpeg_is_read_whatever_its_metadata_are(tmp_path, exif):
 
 
 def test_metadata_do_not_hide_damaged_pixels(tmp_path):
-    Image.fromarray(noise(60, 60)).save(tmp_path / "p.png")
+    Image.fromarray(smooth(60, 60).astype(np.uint8)).save(tmp_path / "p.png")
     long_text(tmp_path / "p.png")
     whole = bytearray((tmp_path / "p.png").read_bytes())
-    at = whole.index(b"IDAT") + 100
-    whole[at : at + 2000] = b"\xff" * 2000
+    at = whole.index(b"IDAT") + 30
+    whole[at : at + 200] = b"\xff" * 200
     (tmp_path / "p.png").write_bytes(whole)
     with pytest.raises(UserError, match=r"p.png (is damaged|cannot be read)"):
         read(tmp_path / "p.png")
