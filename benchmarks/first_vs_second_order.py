@@ -42,7 +42,7 @@ INNER_LRS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 def gradient(network: Conv4, backbone: dict, tasks: TaskBatch, order: str, steps: int, lr: float) -> torch.Tensor:
     """The meta-gradient as one vector, at the weights of `network`, which stay as they are."""
-    learner = build_learner(Algorithm(order=order, inner_lr=lr), backbone).to(tasks.support.device)
+    learner = build_learner(Algorithm(gradient=order, inner_lr=lr), backbone).to(tasks.support.device)
     learner.module.load_state_dict(network.state_dict())
     learner.meta_gradient(tasks, steps)
     return torch.cat([parameter.grad.flatten() for parameter in learner.parameters()]).double()
