@@ -306,6 +306,13 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, drafts, orie
     assert drafts == [(90, 60)] * 2
 
 
+@pytest.mark.parametrize(("fit", "decoded"), [("crop", (500, 100)), ("pad", (125, 25))])
+def test_it_is_the_side_that_is_kept_which_says_how_small(tmp_path, drafts, fit, decoded):
+    Image.fromarray(smooth(200, 1000).astype(np.uint8)).save(tmp_path / "p.jpg")
+    read_picture(tmp_path / "p.jpg", folder(image_size=20, fit=fit))
+    assert drafts == [decoded]
+
+
 def test_a_jpeg_that_is_not_much_larger_is_decoded_whole(tmp_path, drafts):
     pixels = smooth(80, 80).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "p.jpg", quality=95)
