@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +52,27 @@ def read_picture(path: str | Path, data: Data) -> np.ndarray:
 
     Raises `UserError` where it is no picture, is damaged, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
+    with _reading(path), open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
+        _check_size(image, path, Image.MAX_IMAGE_PIXELS)
+        return picture_pixels(image, data)
+
+
+def decoded_picture(content: bytes, name: str, most_pixels: int) -> Image.Image:
+    """The picture that an image file's `content` is, decoded, the first frame where there are several.
+
+    Raises `UserError`, which calls it `name`, as `read_picture` does, before more than `most_pixels` are decoded.
+    """
+    with _reading(name), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        _check_size(image, name, most_pixels)
+        image.load()
+        return image
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Turn what opening and decoding `path` raises into `UserError`."""
     try:
-        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
-            _check_size(image, path)
-            return picture_pixels(image, data)
+        yield
     except UserError:
         raise
     except UnidentifiedImageError:
@@ -72,8 +91,7 @@ def thumbnails(paths: Sequence[str | Path], side: int = 112) -> torch.Tensor:
     return torch.from_numpy(np.stack([read_picture(path, whole) for path in paths]))
 
 
-def _check_size(image: Image.Image, path: str | Path) -> None:
-    most = Image.MAX_IMAGE_PIXELS
+def _check_size(image: Image.Image, path: str | Path, most: int | None) -> None:
     if most is not None and image.width * image.height > most:
         size = f"{image.width} x {image.height} pixels"
         raise UserError(f"the picture {path} is too large: {size}, more than {most} in all. Scale it down.")
