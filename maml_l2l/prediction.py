@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from maml_l2l.algorithms.meta_learner import AdaptedNetworks
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
 from maml_l2l.config import Data, with_overrides
 from maml_l2l.data.drawing_problems import drawing_problem
@@ -22,7 +23,6 @@ from maml_l2l.data.pictures import picture_pixels, read_picture
 from maml_l2l.pretrained import DEFAULT
 from maml_l2l.system.device import find_device
 from maml_l2l.system.errors import UserError, not_fitted
-from maml_l2l.tasks.batch import TaskBatch
 
 _QUERIES_AT_ONCE = 200
 
@@ -55,7 +55,7 @@ class FewShotClassifier:
     """After `fit`: the different labels, sorted, in the order of `predict_proba`'s columns."""
 
     steps_: int
-    """After `fit`: the gradient steps that adapt the network."""
+    """After `fit`: the gradient steps that adapted the network."""
 
     _estimator_type = "classifier"  # what scikit-learn before 1.6 asks for
 
@@ -91,8 +91,10 @@ class FewShotClassifier:
         checkpoint.check_ways(len(classes))
         device = find_device(experiment.run.device)
         self._learner, self._data = checkpoint.learner().to(device), experiment.data
-        self._support = support.to(device), torch.from_numpy(indices).to(device)
+        self._task = support[None].to(device) / 255, torch.from_numpy(indices)[None].to(device), len(classes)
         self.classes_, self.steps_ = classes, experiment.algorithm.inner_steps
+        with torch.no_grad():
+            self._adapted, self._on_the_way = self._learner.adapt_once(*self._task, [self.steps_]), None
         return self
 
     def predict(self, X: Iterable[Any]) -> np.ndarray[Any, Any]:
@@ -103,10 +105,15 @@ class FewShotClassifier:
     def predict_proba(self, X: Iterable[Any]) -> np.ndarray[Any, Any]:
         """The probability of each class for each of N pictures: (N, len(classes_)) float32, rows sum to 1."""
         self._check_fitted()
-        pixels = _pixels_of_all(X, self._data, warn=True)
-        with torch.no_grad():
-            logits = [self._logits(queries) for queries in pixels.split(_QUERIES_AT_ONCE)]
-        return torch.cat(logits).softmax(1).cpu().numpy()
+        return self._probabilities(self._adapted, X)[0]
+
+    def predict_proba_by_step(self, X: Iterable[Any]) -> np.ndarray[Any, Any]:
+        """`predict_proba` after 0, 1, ..., `steps_` inner steps: (steps_ + 1, N, len(classes_)) float32."""
+        self._check_fitted()
+        if self._on_the_way is None:
+            with torch.no_grad():
+                self._on_the_way = self._learner.adapt_once(*self._task, range(self.steps_ + 1))
+        return self._probabilities(self._on_the_way, X)
 
     def score(self, X: Iterable[Any], y: Sequence[Any], sample_weight: Sequence[float] | None = None) -> float:
         """The share of the pictures `X`, or of their weights, that are named as `y` says."""
@@ -162,13 +169,13 @@ class FewShotClassifier:
             raise UserError(f"checkpoint: expected the path of a file, a name or a Checkpoint, found {kind}.")
         return load_pretrained(self.checkpoint)
 
-    def _logits(self, queries: torch.Tensor) -> torch.Tensor:
-        """queries: (N, C, H, W) uint8 -> (N, len(classes_)) of the network adapted to the support set."""
-        support, labels = self._support
-        queries, unknown = queries.to(support.device), labels.new_full((1, len(queries)), -1)
-        tensors = support[None] / 255, labels[None], queries[None] / 255, unknown
-        task = TaskBatch(*tensors, len(self.classes_), check=False)
-        return self._learner.adapt_and_score(task, [self.steps_], normalisation="support")[0, 0]
+    def _probabilities(self, adapted: AdaptedNetworks, X: Iterable[Any]) -> np.ndarray[Any, Any]:
+        """(numbers of steps, N, len(classes_)) of the networks `adapted`."""
+        parts = _pixels_of_all(X, self._data, warn=True).split(_QUERIES_AT_ONCE)
+        device = adapted.support.device
+        with torch.no_grad():
+            logits = [adapted.answer(part[None].to(device) / 255, "support")[:, 0] for part in parts]
+        return torch.cat(logits, dim=1).softmax(-1).cpu().numpy()
 
 
 def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

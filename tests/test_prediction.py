@@ -1,5 +1,6 @@
 """Prediction for pictures of any origin: how well, how independently, and what is refused."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from maml_l2l.algorithms import VectorizedMAML
 from maml_l2l.backbones import register_backbone
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
-from maml_l2l.config import load_experiment
+from maml_l2l.config import load_experiment, with_overrides
 from maml_l2l.data.glyphs import load_glyphs
 from maml_l2l.experiments.training import train
 from maml_l2l.prediction import FewShotClassifier
@@ -219,3 +221,23 @@ def test_a_prediction_drops_nothing_out(glyphs_root, drawings, tmp_path):
     torch.manual_seed(0)
     expected = classifier.predict_proba(drawings(1))
     assert np.array_equal(classifier.predict_proba(drawings(1)), expected)
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "loop"])
+def test_probabilities_by_step_are_those_of_classifiers_with_so_many_steps(path, drawings, engine):
+    checkpoint = load_checkpoint(path)
+    values = with_overrides(checkpoint.experiment, {"algorithm.engine": engine}, "the test").model_dump()
+    checkpoint = dataclasses.replace(checkpoint, config=values)
+    classifier = FewShotClassifier(checkpoint, steps=3).fit(drawings(0)[:3], [0, 1, 2])
+    found = classifier.predict_proba_by_step(drawings(1))
+    assert found.shape == (4, len(drawings(1)), 3)
+    for steps in (1, 2, 3):
+        expected = FewShotClassifier(path, steps=steps).fit(drawings(0)[:3], [0, 1, 2]).predict_proba(drawings(1))
+        np.testing.assert_allclose(found[steps], expected, atol=1e-5)
+    assert not np.allclose(found[0], found[1], atol=1e-3)
+
+
+def test_a_support_set_is_adapted_to_once(path, drawings, monkeypatch):
+    classifier = FewShotClassifier(path).fit(drawings(0)[:3], [0, 1, 2])
+    monkeypatch.setattr(VectorizedMAML, "_adapt", None)
+    classifier.predict_proba(drawings(1))

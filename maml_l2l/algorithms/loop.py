@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.func import functional_call
 
 from maml_l2l.algorithms.clone import TaskClone
 from maml_l2l.algorithms.heads import identity_head, prototype_head
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.backbones import first_images_normalise
-from maml_l2l.tasks.batch import TaskBatch
+from maml_l2l.system.learn2learn_import import clone_module
 
 
 class LoopMAML(MetaLearner):
@@ -26,25 +27,49 @@ class LoopMAML(MetaLearner):
     torch.Size([2, 8, 2, 2])
     """
 
-    def _adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str) -> torch.Tensor:
-        return torch.stack([self._one_task(task, steps, normalisation) for task in tasks.chunks(1)], dim=1)
+    def _adapt(
+        self, support: torch.Tensor, labels: torch.Tensor, ways: int | None, steps: Sequence[int]
+    ) -> Iterator[tuple[nn.Module, ...]]:
+        return zip(
+            *(self._adapt_to_task(*task, ways, steps) for task in zip(support, labels, strict=True)), strict=True
+        )
 
-    def _one_task(self, task: TaskBatch, steps: Sequence[int], normalisation: str) -> torch.Tensor:
-        support, labels, query = task.support[0], task.support_labels[0], task.query[0]
-        differentiable, first_order = torch.is_grad_enabled(), self.first_order or not torch.is_grad_enabled()
-        scored = []
+    def _adapt_to_task(
+        self, support: torch.Tensor, labels: torch.Tensor, ways: int | None, steps: Sequence[int]
+    ) -> Iterator[nn.Module]:
+        first_order = self.first_order or not torch.is_grad_enabled()
         with torch.enable_grad():
             learner = self.clone(first_order=first_order)
             if self.prototype_head:
-                self._start_from_prototypes(learner, support, labels, task.ways)
-            for step in range(steps[-1] + 1):
-                if step in steps:
-                    with torch.set_grad_enabled(differentiable):
-                        scored.append(_query_outputs(learner, support, query, normalisation)[..., : task.ways])
-                if step < steps[-1]:
-                    outputs = learner(support)[..., : task.ways]
+                self._start_from_prototypes(learner, support, labels, ways)
+        for step in range(steps[-1] + 1):
+            if step in steps:
+                yield learner.module
+            if step < steps[-1]:
+                with torch.enable_grad():
+                    outputs = learner(support)[..., :ways]
                     learner.adapt(self.task_losses(outputs[None], labels[None]).sum())
-        return torch.stack(scored)
+
+    def _kept(self, networks: tuple[nn.Module, ...]) -> tuple[nn.Module, ...]:
+        return tuple(clone_module(network) for network in networks)
+
+    def _answers(
+        self,
+        networks: tuple[nn.Module, ...],
+        support: torch.Tensor,
+        query: torch.Tensor,
+        ways: int | None,
+        normalisation: str,
+    ) -> torch.Tensor:
+        answers = []
+        for network, known, asked in zip(networks, support, query, strict=True):
+            if normalisation == "batch":
+                outputs = network(asked)
+            else:
+                with first_images_normalise(network, len(known)):
+                    outputs = network(torch.cat([known, asked]))[len(known) :]
+            answers.append(outputs[..., :ways])
+        return torch.stack(answers)
 
     def _start_from_prototypes(
         self, learner: TaskClone, support: torch.Tensor, labels: torch.Tensor, ways: int | None
@@ -55,10 +80,3 @@ class LoopMAML(MetaLearner):
         head: Any = learner.module.head
         for name, value in prototype_head(features, labels, ways).items():
             head._parameters[name.removeprefix("head.")] = value
-
-
-def _query_outputs(learner: TaskClone, support: torch.Tensor, query: torch.Tensor, normalisation: str) -> torch.Tensor:
-    if normalisation == "batch":
-        return learner(query)
-    with first_images_normalise(learner.module, len(support)):
-        return learner(torch.cat([support, query]))[len(support) :]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +26,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class MetaLearner(MAML):
     """learn2learn's `MAML` for batches of tasks; its `clone()` and `adapt()` use what was learned beside the weights.
 
-    An engine is a subclass that implements `adapt_and_score`. The inner loss is `loss` over the support set; the outer
+    An engine is a subclass with `_adapt` and `_answers`. The inner loss is `loss` over the support set; the outer
     loss is its mean over the query set and the tasks (Finn et al., 2017, algorithm 2). Parameters that do not require
     gradients are frozen: no loop changes them.
     """
@@ -140,7 +142,35 @@ class MetaLearner(MAML):
         ]
         return torch.cat(padded, dim=1)
 
+    @plain_attention()
+    def adapt_once(
+        self, support: torch.Tensor, labels: torch.Tensor, ways: int | None, steps: Sequence[int]
+    ) -> AdaptedNetworks:
+        """The networks of T tasks after each number of inner steps in `steps`, for any queries to come.
+
+        support: (T, n, ...).  labels: (T, n).  ways: see `TaskBatch`.  steps: see `adapt_and_score`.
+        """
+        return AdaptedNetworks(self, support, ways, [self._kept(n) for n in self._adapt(support, labels, ways, steps)])
+
     def _adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str) -> torch.Tensor:
+        support, ways = tasks.support, tasks.ways
+        networks = self._adapt(support, tasks.support_labels, ways, steps)
+        return torch.stack([self._answers(network, support, tasks.query, ways, normalisation) for network in networks])
+
+    def _adapt(
+        self, support: torch.Tensor, labels: torch.Tensor, ways: int | None, steps: Sequence[int]
+    ) -> Iterator[Any]:
+        """The networks of the tasks after each number of `steps`, each of which the next may change."""
+        raise NotImplementedError
+
+    def _kept(self, networks: Any) -> Any:
+        """What `_adapt` gave, so that nothing changes it."""
+        return networks
+
+    def _answers(
+        self, networks: Any, support: torch.Tensor, query: torch.Tensor, ways: int | None, normalisation: str
+    ) -> torch.Tensor:
+        """(T, n_query, ways) outputs of `networks`, one of those of `_adapt`."""
         raise NotImplementedError
 
     @plain_attention()
@@ -177,6 +207,23 @@ class MetaLearner(MAML):
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(scores.losses.sum(), parameters, allow_unused=True, materialize_grads=True)
         return gradients, Scores(scores.losses.detach(), scores.accuracies)
+
+
+@dataclass(frozen=True)
+class AdaptedNetworks:
+    """What `MetaLearner.adapt_once` returns."""
+
+    learner: MetaLearner
+    support: torch.Tensor
+    ways: int | None
+    networks: list[Any]
+
+    @plain_attention()
+    def answer(self, query: torch.Tensor, normalisation: str) -> torch.Tensor:
+        """query: (T, n, ...) -> outputs (numbers of steps, T, n, ways).  normalisation: see `adapt_and_score`."""
+        check_normalisation(normalisation)
+        parts = [self.learner._answers(n, self.support, query, self.ways, normalisation) for n in self.networks]
+        return torch.stack(parts)
 
 
 def check_normalisation(normalisation: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -64,20 +64,30 @@ class VectorizedMAML(MetaLearner):
             raise UserError("VectorizedMAML does not look for unused parameters: leave allow_unused=False to LoopMAML.")
         self._pieces, self._moving, self._others = CompiledPieces(), set[str](), other_names(model)
 
-    def _adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str) -> torch.Tensor:
-        differentiable, scored, self._moving = torch.is_grad_enabled(), [], set(self.adapted_names())
-        support = tasks.support.contiguous(), tasks.support_labels.contiguous(), tasks.ways
-        query = tasks.support.contiguous(), tasks.query.contiguous(), tasks.ways, normalisation
-        theta, eta = self._run("begin", dict(self.module.named_parameters()), *support)
+    def _adapt(
+        self, support: torch.Tensor, labels: torch.Tensor, ways: int | None, steps: Sequence[int]
+    ) -> Iterator[tuple[Parameters, Parameters]]:
+        differentiable, self._moving = torch.is_grad_enabled(), set(self.adapted_names())
+        task = support.contiguous(), labels.contiguous(), ways
+        theta, eta = self._run("begin", dict(self.module.named_parameters()), *task)
         for step in range(steps[-1] + 1):
             if step in steps:
-                scored.append(self._run("outputs", theta, eta, *query))
+                yield theta, eta
             if step < steps[-1]:
                 if differentiable:
-                    theta = self._differentiable_step(theta, eta, self._phi(step), *support)
+                    theta = self._differentiable_step(theta, eta, self._phi(step), *task)
                 else:
-                    theta, _ = self._run("step", theta, eta, self._phi(step), *support)
-        return torch.stack(scored)
+                    theta, _ = self._run("step", theta, eta, self._phi(step), *task)
+
+    def _answers(
+        self,
+        networks: tuple[Parameters, Parameters],
+        support: torch.Tensor,
+        query: torch.Tensor,
+        ways: int | None,
+        normalisation: str,
+    ) -> torch.Tensor:
+        return self._run("outputs", *networks, support.contiguous(), query.contiguous(), ways, normalisation)
 
     def _differentiable_step(self, theta: Parameters, eta: Parameters, phi: Parameters, *support: Any) -> Parameters:
         """For `autograd` to differentiate, as a loss of the caller's own on the outputs may want."""
