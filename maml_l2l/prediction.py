@@ -112,7 +112,9 @@ class FewShotClassifier:
         self._check_fitted()
         if self._on_the_way is None:
             with torch.no_grad():
-                self._on_the_way = self._learner.adapt_once(*self._task, range(self.steps_ + 1))
+                way = self._learner.adapt_once(*self._task, range(self.steps_))
+            networks = way.networks + self._adapted.networks
+            self._on_the_way = AdaptedNetworks(way.learner, way.support, way.ways, networks)
         return self._probabilities(self._on_the_way, X)
 
     def score(self, X: Iterable[Any], y: Sequence[Any], sample_weight: Sequence[float] | None = None) -> float:
@@ -214,8 +216,7 @@ def _pixels_of_all(images: Iterable[Any], data: Data, warn: bool = False) -> tor
 
 def _check_not_one_picture(images: Any) -> None:
     """Raise `UserError` where the rows of an array would be taken for pictures."""
-    shape = tuple(getattr(images, "shape", ()))
-    of_tensor = isinstance(images, torch.Tensor)
+    shape, of_tensor = tuple(getattr(images, "shape", ())), isinstance(images, torch.Tensor)
     if len(shape) == 2:
         further = "Rows of pixels? Reshape them to (N, H, W)."
     elif len(shape) == 3 and of_tensor:

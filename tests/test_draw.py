@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,13 +88,14 @@ def raw(client, content, path="answer", kind="application/json", **options):
 def test_an_answer_is_the_classifiers_after_every_number_of_steps(client, network):
     found = client.post("/api/answer", json=question(QUERIES, network)).json()
     labels = [path.parent.name for path in SUPPORT]
-    for steps, step in ((0, 0), (1, -1)):
-        classifier = FewShotClassifier(network, steps=steps).fit(SUPPORT, labels)
-        expected = classifier.predict_proba(QUERIES)
-        probabilities = [query["probabilities"][step] for query in found["queries"]]
-        np.testing.assert_allclose(probabilities, expected, atol=1e-5)
-        own = classifier.predict_proba(SUPPORT)[range(5), range(5)]
-        assert found["loss"][step] == pytest.approx(-np.log(own).mean(), abs=1e-5)
+    classifier = FewShotClassifier(network).fit(SUPPORT, labels)
+    np.testing.assert_allclose(
+        [query["probabilities"] for query in found["queries"]],
+        classifier.predict_proba_by_step(QUERIES).swapaxes(0, 1),
+        atol=1e-5,
+    )
+    own = classifier.predict_proba_by_step(SUPPORT)[:, range(5), range(5)]
+    np.testing.assert_allclose(found["loss"], -np.log(own).mean(1), atol=1e-5)
     assert len(found["loss"]) == len(found["queries"][0]["probabilities"]) == 2
     for part, paths in (("support", SUPPORT), ("queries", QUERIES)):
         assert [one["problem"] for one in found[part]] == [None] * len(paths)
@@ -152,7 +155,7 @@ def test_networks_of_runs_are_offered_and_broken_ones_are_left_out(tmp_path, cap
     assert next(iter(found)) == "omniglot_20w1s_max_pool"
     assert found[str(mine)].prototype and len(found) == 5
     assert f"the page does without {tmp_path / 'runs/broken/best.pth'}" in caplog.text
-    assert list(find_networks(str(mine), tmp_path / "runs"))[0] == str(mine)
+    assert next(iter(find_networks(str(mine), tmp_path / "runs"))) == str(mine)
     with pytest.raises(UserError, match="there is no checkpoint"):
         find_networks("none.pth")
 
@@ -219,14 +222,20 @@ def zipped(**files):
 
 def test_an_archive_is_read_as_predict_reads_its_folder(client):
     content = zipped(
-        **{"a/1.png": SUPPORT[0].read_bytes(), "../../b/1.png": SUPPORT[1].read_bytes()},
+        **{"a/1.png": SUPPORT[0].read_bytes(), "b/1.png": SUPPORT[1].read_bytes(), "../../c/1.png": b"x"},
         **{"a/notes.txt": b"x", "__MACOSX/a/1.png": b"x", "a/.hidden.png": b"x", "Thumbs.db": b"x"},
     )
     found = raw(client, content, "unzip", "application/zip").json()["files"]
-    assert [one["path"] for one in found] == ["a/1.png", "../../b/1.png"]
+    assert [one["path"] for one in found] == ["a/1.png", "b/1.png"]
 
 
-BOMB = Image.new("1", (20_000, 20_000))
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+# Refused by its size; what follows is not decoded.
+HEADER = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+BOMB = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", HEADER) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +246,7 @@ BOMB = Image.new("1", (20_000, 20_000))
         (zipped(**{"a/1.png": b"x"}), "a/1.png is not a picture that Pillow can read"),
         (zipped(**{f"a/{i}.png": b"" for i in range(201)}), "the archive holds 201 files; the page takes 200"),
         (zipped(**{"a/1.png": bytes(2**25 + 1)}), "unpacks to more than 128 MiB"),
-        (zipped(**{"a/1.png": file_of(BOMB)}), "the picture a/1.png is too large: 20000 x 20000"),
+        (zipped(**{"a/1.png": BOMB}), "the picture a/1.png is too large"),
     ],
     ids=["no archive", "empty", "no picture", "many", "large", "bomb"],
 )
@@ -259,10 +268,10 @@ def test_a_hostile_archive_is_refused(client, content, message):
         ({"support": [[coded(SUPPORT[0])]] * 51}, "support: List should have at most 50 items"),
         ({"support": [["AAAA"] * 150] * 2}, "these are 300 pictures to learn from; the page takes 200"),
         ({"support": [["AAAA"], ["AAAA"]]}, "picture 1 is not a picture that Pillow can read"),
-        ({"support": [["%"], ["AAAA"]]}, "support.0.0: "),
+        ({"support": [["AAA"], ["AAAA"]]}, "support.0.0: "),
         ({"queries": ["AAAA"]}, "query 1 is not a picture that Pillow can read"),
         ({"queries": [coded(QUERIES[0])] * 51}, "queries: List should have at most 50 items"),
-        ({"queries": [base64.b64encode(file_of(BOMB)).decode()]}, "query 1 is too large: 20000 x 20000"),
+        ({"queries": [base64.b64encode(BOMB).decode()]}, "query 1 is too large"),
         ({"queries": ["A" * 2**22]}, "queries.0: "),
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ],
@@ -286,7 +295,7 @@ def test_what_is_no_json_is_refused(client, content):
 def test_pictures_that_are_none_are_refused_under_their_name(client):
     name = "picture?name=%3Cimg%20onerror%3E%0A.png"
     refused(raw(client, b"x", name, "application/octet-stream"), 422, "<img onerror> .png is not a picture")
-    refused(raw(client, file_of(BOMB), "picture", "application/octet-stream"), 422, "file is too large: 20000 x 20000")
+    refused(raw(client, BOMB, "picture", "application/octet-stream"), 422, "file is too large")
     truncated = file_of(Image.effect_noise((90, 90), 50))[:999]
     refused(raw(client, truncated, "picture", "application/octet-stream"), 422, "the picture file cannot be read")
 
@@ -402,7 +411,10 @@ def test_mistakes_end_the_command_with_one_line():
 
 @pytest.mark.parametrize(
     ("host", "port", "message"),
-    [("127.0.0.1", 99_999, "port 99999: "), ("no.such.host.invalid", 0, "there is no address no.such.host.invalid")],
+    [
+        ("127.0.0.1", 99_999, "--port should be from 0, "),
+        ("no.such.host.invalid", 0, "there is no address no.such.host.invalid"),
+    ],
 )
 def test_an_address_that_is_none_is_refused(networks, host, port, message):
     with pytest.raises(UserError, match=message), listening(networks, host, port):

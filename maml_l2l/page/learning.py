@@ -21,6 +21,7 @@ from maml_l2l.page.networks import Network
 from maml_l2l.page.pictures import MOST_PICTURES, SIDE, pixels_url
 from maml_l2l.page.questions import Question
 from maml_l2l.prediction import FewShotClassifier
+from maml_l2l.system.device import computing, find_device
 from maml_l2l.system.errors import UserError
 
 _KEPT = 16  # support sets, and checkpoints
@@ -50,7 +51,9 @@ class Answers:
         """
         if question.network not in self._networks:
             raise UserError("there is no such network on this page. Choose one of its list.")
-        with warnings.catch_warnings():
+        # Drawings are small work, and threads that wait for one another are slow beside a browser that draws.
+        threads = 1 if self._networks[question.network].drawings else None
+        with warnings.catch_warnings(), computing(find_device(), threads):
             warnings.simplefilter("ignore")  # of drawings: the answer holds what they say
             learned = self._learn(question)
             queries = _decoded(question.queries, "query")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import secrets
 import socket
 import threading
@@ -22,11 +23,10 @@ try:
     from maml_l2l.page.app import page_app
     from maml_l2l.page.guard import Guard
 except ImportError as error:
-    if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
+    package = (error.name or "").partition(".")[0]
+    if package not in ("starlette", "uvicorn"):
         raise
-    raise MissingPackage(
-        f"the page needs {error.name}, which is not installed: pip install starlette uvicorn."
-    ) from None
+    raise MissingPackage(f"the page needs {package}, which is not installed: pip install starlette uvicorn.") from None
 
 _log = logging.getLogger(__name__)
 
@@ -80,11 +80,13 @@ def listening(networks: Mapping[str, Network], host: str, port: int) -> Iterator
 
 
 def _bound(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port should be from 0, for any that is free, to 65535, found {port}.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except socket.gaierror as error:
         raise UserError(f"there is no address {host}: {reason(error)}. Leave --host out.") from None
-    except (OSError, OverflowError) as error:
-        what = reason(error) if isinstance(error, OSError) else str(error)
+    except OSError as error:
+        what = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(f"cannot serve at {host}, port {port}: {what}. Give another --port.") from None

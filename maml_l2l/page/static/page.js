@@ -606,7 +606,8 @@ async function addQueryFiles(files) {
 
 /** `fish/1.png`, below any folders that all share: a class `fish`. */
 function learnFolders(read) {
-  const found = read.map(({ path, drawing }) => ({ folders: path.split("/").slice(0, -1), drawing }));
+  const sorted = [...read].sort((one, other) => (one.path < other.path ? -1 : 1));
+  const found = sorted.map(({ path, drawing }) => ({ folders: path.split("/").slice(0, -1), drawing }));
   while (found.length && found.every(({ folders }) => folders.length > 1 && folders[0] === found[0].folders[0]))
     for (const one of found) one.folders.shift();
   if (found.some(({ folders }) => !folders.length))
