@@ -1,7 +1,8 @@
 """The page on which a network learns signs, in a browser, with real pointer events, keys and files."""
 
+import base64
+import contextlib
 import io
-import shutil
 import zipfile
 
 import pytest
@@ -11,15 +12,15 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 pytest.importorskip("playwright")
 
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
+from benchmarks.draw_page import answered, draw, open_browser
 from maml_l2l.data.class_folders import support_pictures
 from maml_l2l.page.networks import find_networks
 from maml_l2l.page.server import listening
+from maml_l2l.system.errors import UserError
 from tests.commands import ROOT
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-QUIET = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 SAMPLES = ROOT / "examples" / "drawings"
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -31,13 +32,12 @@ HOOK = [[(0.3, 0.2), (0.3, 0.8), (0.7, 0.8)]]
 
 @pytest.fixture(scope="module")
 def browser():
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"none of the browsers {', '.join(BROWSERS)} is installed")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=QUIET)
+    with contextlib.ExitStack() as stack:
+        try:
+            browser = stack.enter_context(open_browser())
+        except UserError as error:
+            pytest.skip(str(error))
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -72,22 +72,6 @@ def is_problem(message):
     return message.type == "error" and "status of 422" not in message.text
 
 
-def answered(page):
-    page.wait_for_selector("#answer[aria-busy=false]")
-
-
-def draw(page, canvas, strokes):
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    for (x, y), *others in strokes:
-        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
-        page.mouse.down()
-        for x, y in others:
-            page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=3)
-        page.mouse.up()
-    answered(page)
-
-
 def verdict(page):
     return page.inner_text("#verdict").split("\n")[0]
 
@@ -105,6 +89,11 @@ def two_signs(page):
     page.click("#empty")
     draw(page, field(page, 0), CROSS)
     draw(page, field(page, 1), HOOK)
+
+
+def ink_of(picture):
+    """How many of its pixels are dark."""
+    return sum(picture.convert("L").histogram()[:128])
 
 
 def ink(page):
@@ -153,6 +142,11 @@ def test_it_opens_with_an_answer_and_learns_what_is_drawn(visit):
 def test_signs_and_drawings_are_added_named_and_removed(visit):
     page = visit()
     two_signs(page)
+    for index, name in enumerate(("cross", "hook")):
+        page.locator(".name").nth(index).click()
+        page.keyboard.press("Control+a")
+        page.keyboard.type(name)
+    assert [name for name, *_ in bars(page)] == ["cross", "hook", "sign 3"]
     page.get_by_role("button", name="+ Sign").click()
     page.keyboard.type(HOSTILE)
     page.keyboard.press("Tab")
@@ -182,8 +176,9 @@ def test_what_was_drawn_is_there_after_loading_the_page_anew(visit):
     assert (bars(page), ink(page)) == before
     assert page.input_value("#network") == "omniglot_20w1s_max_pool"
     page.click("#samples")
+    expect(page.locator("#bars li")).to_have_count(5)
     answered(page)
-    assert len(bars(page)) == 5 and verdict(page) == "fish"
+    assert verdict(page) == "fish"
 
 
 def test_the_last_question_is_answered_whatever_was_asked_before(visit):
@@ -198,6 +193,23 @@ def test_the_last_question_is_answered_whatever_was_asked_before(visit):
     assert verdict(page) == "umbrella"
     for route in asked[:2]:
         assert route.request.failure == "net::ERR_ABORTED"
+
+
+def test_an_answer_that_comes_while_a_stroke_is_drawn_does_not_cut_it(visit):
+    page = visit()
+    two_signs(page)
+    sent = []
+    page.on("request", lambda request: sent.append(request.post_data_json) if "answer" in request.url else None)
+    draw(page, page.locator("#query"), [[(0.2, 0.2), (0.3, 0.3)]])
+    box = page.locator("#query").bounding_box()
+    page.mouse.move(box["x"] + 50, box["y"] + 300)
+    page.mouse.down()
+    page.locator(".name").first.dispatch_event("input")  # shows everything, as an answer does
+    page.mouse.move(box["x"] + 300, box["y"] + 50, steps=5)
+    page.mouse.up()
+    answered(page)
+    before, after = (Image.open(io.BytesIO(base64.b64decode(one["queries"][0]))) for one in (sent[0], sent[-1]))
+    assert ink_of(after) > 3 * ink_of(before)
 
 
 def drop(page, selector, *files):

@@ -34,14 +34,10 @@ function shape(kind, attributes, text = "") {
 
 const ICONS = { undo: "M4 9h10a5 5 0 0 1 0 10h-3M8 5 4 9l4 4", remove: "M6 6l12 12M18 6 6 18" };
 
-function iconButton(icon, label, action) {
+function iconButton(icon, action) {
   const svg = shape("svg", { viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true" });
   svg.append(shape("path", { d: ICONS[icon] }));
-  return make("button", { type: "button", className: "small", title: label, "aria-label": label, onclick: action }, svg);
-}
-
-function textButton(text, label, action) {
-  return make("button", { type: "button", className: "small", "aria-label": label, onclick: action }, text);
+  return make("button", { type: "button", className: "small", onclick: action }, svg);
 }
 
 /* --- drawings --- */
@@ -120,6 +116,7 @@ const contentOf = (drawing) => urlOf(drawing).split(",")[1];
 function giveThePen(canvas, drawing, changed) {
   const limit = (value) => Math.round(1000 * Math.min(1, Math.max(0, value))) / 1000;
   let stroke = null;
+  let target = null; // the drawing that it is part of
   let pointer = null;
   let cursor = null;
 
@@ -129,14 +126,15 @@ function giveThePen(canvas, drawing, changed) {
     return [limit((event.clientX - box.left) / box.width), limit((event.clientY - box.top) / box.height)];
   };
   const begin = (point) => {
-    const target = drawing(true);
+    target = drawing(true);
     remember(target);
     target.image = null; // a picture makes way for a drawing; undo brings it back
     target.strokes = [...target.strokes, (stroke = [point])];
   };
   const end = () => {
     if (!stroke) return;
-    stroke = pointer = null;
+    target.url = null; // an answer to the stroke before may have come in between, and shown it as it was
+    stroke = target = pointer = null;
     if (cursor) cursor.stroke = false;
     show();
     changed();
@@ -213,14 +211,12 @@ function classesOf(named) {
   return made;
 }
 
-function tileOf(one, drawing, index) {
-  const place = `drawing ${index + 1} of ${nameOf(one)}`;
-  const canvas = make("canvas", { width: 320, height: 320, tabIndex: 0, role: "application" });
-  canvas.setAttribute("aria-label", `Draw: ${place}`);
-  canvas.setAttribute("aria-describedby", "keys");
+function tileOf(one, drawing, index, label) {
+  const place = () => `drawing ${index + 1} of ${nameOf(one)}`;
+  const canvas = make("canvas", { width: 320, height: 320, tabIndex: 0, role: "application", "aria-describedby": "keys" });
   const hint = make("span", { className: "hint" }, "Draw here");
   const paper = make("div", { className: "paper" }, canvas, hint);
-  const seen = make("img", { className: "pixels", hidden: true, title: "What the network sees" });
+  const seen = make("img", { className: "pixels", hidden: true, alt: "", title: "What the network sees" });
   const wrong = make("p", { className: "wrong" });
   const changed = () => {
     showTile(drawing);
@@ -235,15 +231,14 @@ function tileOf(one, drawing, index) {
     } else clear(drawing);
     changed();
   };
-  const under = make(
-    "div",
-    { className: "under" },
-    seen,
-    iconButton("undo", `Undo in ${place}`, () => (undo(drawing), changed())),
-    iconButton("remove", one.drawings.length > 1 ? `Remove ${place}` : `Clear ${place}`, take),
-  );
-  tiles.set(drawing, { canvas, paper, seen, wrong, place });
-  return [paper, under, wrong];
+  const back = iconButton("undo", () => (undo(drawing), changed()));
+  const remove = iconButton("remove", take);
+  label(canvas, () => `Draw: ${place()}`);
+  label(back, () => `Undo in ${place()}`);
+  label(remove, () => `${one.drawings.length > 1 ? "Remove" : "Clear"} ${place()}`);
+  label(seen, () => `What the network sees of ${place()}`);
+  tiles.set(drawing, { canvas, paper, seen, wrong });
+  return [paper, make("div", { className: "under" }, seen, back, remove), wrong];
 }
 
 function showTile(drawing) {
@@ -253,40 +248,45 @@ function showTile(drawing) {
   tile.paper.classList.toggle("drawn", !isBlank(drawing));
   tile.seen.hidden = !drawing.seen;
   if (drawing.seen) tile.seen.src = drawing.seen;
-  tile.seen.alt = `What the network sees of ${tile.place}`;
   tile.wrong.textContent = drawing.problem ? `It ${drawing.problem}.` : "";
 }
 
 function cardOf(one) {
+  const labels = [];
+  const label = (node, text) => labels.push(() => node.setAttribute("aria-label", text()));
   const name = make("input", { className: "name", value: one.name, maxLength: 60, "aria-label": "Name of the sign" });
   name.oninput = () => {
     one.name = name.value;
+    labels.forEach((set) => set());
     keep();
     showAnswer();
     showQueries();
   };
-  name.onchange = () => showClasses();
-  const add = textButton("+ Drawing", `Add a drawing of ${nameOf(one)}`, () => {
+  const add = make("button", { type: "button", className: "small" }, "+ Drawing");
+  add.onclick = () => {
     const drawing = newDrawing();
     one.drawings = [...one.drawings, drawing];
     showClasses();
     tiles.get(drawing).canvas.focus();
-  });
-  const open = textButton("Picture", `Open pictures of ${nameOf(one)}`, () =>
-    choose({ multiple: true }, (files) => addTo(one, files)),
-  );
-  const remove = iconButton("remove", `Remove ${nameOf(one)}`, () => {
+  };
+  const open = make("button", { type: "button", className: "small" }, "Picture");
+  open.onclick = () => choose({ multiple: true }, (files) => addTo(one, files));
+  const remove = iconButton("remove", () => {
     offerUndo(`${nameOf(one)} is removed.`);
     state.classes = state.classes.filter((other) => other !== one);
     showClasses();
     $("classes").lastElementChild.focus();
     ask();
   });
-  const tilesOfClass = one.drawings.flatMap((drawing, index) => tileOf(one, drawing, index));
+  const tilesOfClass = one.drawings.flatMap((drawing, index) => tileOf(one, drawing, index, label));
   const head = make("div", {}, name, remove);
   const more = make("div", { className: "more" }, add, open);
   const card = make("article", { className: "class" }, head, ...tilesOfClass, more);
-  card.setAttribute("aria-label", nameOf(one));
+  label(card, () => nameOf(one));
+  label(add, () => `Add a drawing of ${nameOf(one)}`);
+  label(open, () => `Open pictures of ${nameOf(one)}`);
+  label(remove, () => `Remove ${nameOf(one)}`);
+  labels.forEach((set) => set());
   card.style.setProperty("--hue", one.hue);
   takesDrops(card, (files) => addTo(one, files));
   one.drawings.forEach(showTile);
@@ -691,9 +691,12 @@ async function openAnywhere(files) {
 /* --- notices, and what is kept --- */
 
 let restore = null;
+let closing = 0;
 
 function say(text) {
   restore = null;
+  clearTimeout(closing);
+  closing = setTimeout(hush, 12000);
   $("restore").hidden = true;
   $("notice").hidden = false;
   $("notice").firstElementChild.textContent = text;
@@ -803,8 +806,9 @@ function connect() {
     showAll();
   };
   $("restore").onclick = () => {
-    Object.assign(state, restore);
-    hush();
+    const before = restore;
+    offerUndo("It is as it was before.");
+    Object.assign(state, before);
     showAll();
   };
   $("dismiss").onclick = hush;
