@@ -29,10 +29,15 @@ _KEPT = 16  # support sets, and checkpoints
 
 @dataclass(frozen=True)
 class _Learned:
-    """A network that has learned a support set. support: what is answered about that, whatever the queries are."""
+    """A network, by its name, that has learned a support set.
 
+    loss: of the support set after each number of inner steps.  seen: what is answered of each picture, by its digest.
+    """
+
+    network: str
     classifier: FewShotClassifier
-    support: dict[str, Any]
+    loss: list[float]
+    seen: dict[str, dict[str, Any]]
 
 
 class Answers:
@@ -51,32 +56,26 @@ class Answers:
         """
         if question.network not in self._networks:
             raise UserError("there is no such network on this page. Choose one of its list.")
-        # Drawings are small work, and threads that wait for one another are slow beside a browser that draws.
-        threads = 1 if self._networks[question.network].drawings else None
-        with warnings.catch_warnings(), computing(find_device(), threads):
-            warnings.simplefilter("ignore")  # of drawings: the answer holds what they say
-            learned = self._learn(question)
-            queries = _decoded(question.queries, "query")
-            if not queries:
-                return learned.support | {"queries": []}
-            found = _finite(learned.classifier.predict_proba_by_step(queries))
-            drawings = self._networks[question.network].drawings
-            answers = _seen(learned.classifier, queries, drawings)
-        for answer, probabilities in zip(answers, found.swapaxes(0, 1), strict=True):
-            answer["probabilities"] = probabilities.tolist()
-        return learned.support | {"queries": answers}
-
-    def _learn(self, question: Question) -> _Learned:
-        """The network adapted to the question's support set, which is done once for each of the last `_KEPT`."""
+        drawings = self._networks[question.network].drawings
         digests = [[hashlib.sha256(picture).hexdigest() for picture in of_class] for of_class in question.support]
+        # Drawings are small work, and threads that wait for one another are slow beside a browser that draws.
+        with warnings.catch_warnings(), computing(find_device(), 1 if drawings else None):
+            warnings.simplefilter("ignore")  # of drawings: the answer holds what they say
+            learned = self._learn(question, digests)
+            queries = self._named(learned, question.queries, drawings) if question.queries else []
+        support = [learned.seen[digest] for of_class in digests for digest in of_class]
+        return {"loss": learned.loss, "support": support, "queries": queries}
+
+    def _learn(self, question: Question, digests: list[list[str]]) -> _Learned:
+        """The network adapted to the question's support set, which is done once for each of the last `_KEPT`."""
         key = repr((question.network, digests))
-        learned = self._learned.pop(key, None) or self._newly_learned(question)
+        learned = self._learned.pop(key, None) or self._newly_learned(question, digests)
         self._learned[key] = learned
         if len(self._learned) > _KEPT:
             self._learned.popitem(last=False)
         return learned
 
-    def _newly_learned(self, question: Question) -> _Learned:
+    def _newly_learned(self, question: Question, digests: list[list[str]]) -> _Learned:
         if not all(question.support):
             raise UserError("a class has no drawing. Draw one, or leave the class out.")
         pictures = [picture for of_class in question.support for picture in of_class]
@@ -84,12 +83,28 @@ class Answers:
             raise UserError(f"these are {len(pictures)} pictures to learn from; the page takes {MOST_PICTURES}.")
         network = self._networks[question.network]
         support = _decoded(pictures, "picture")
-        labels = np.repeat(np.arange(len(question.support)), [len(of_class) for of_class in question.support])
+        labels = np.repeat(np.arange(len(digests)), [len(of_class) for of_class in digests])
         classifier = FewShotClassifier(_loaded(network.path)).fit(support, labels)
         own = _finite(classifier.predict_proba_by_step(support))[:, np.arange(len(labels)), labels]
         loss = -np.log(own.clip(np.finfo(np.float32).tiny)).mean(1)
-        seen = _seen(classifier, support, network.drawings)
-        return _Learned(classifier, {"loss": loss.tolist(), "support": seen})
+        # A stroke changes one picture: the others were seen before.
+        known = {
+            digest: seen
+            for one in self._learned.values()
+            if one.network == question.network
+            for digest, seen in one.seen.items()
+        }
+        wanted = dict(zip((digest for of_class in digests for digest in of_class), support, strict=True))
+        new = [digest for digest in wanted if digest not in known]
+        known |= dict(zip(new, _seen(classifier, [wanted[digest] for digest in new], network.drawings), strict=True))
+        return _Learned(question.network, classifier, loss.tolist(), {digest: known[digest] for digest in wanted})
+
+    @staticmethod
+    def _named(learned: _Learned, pictures: Sequence[bytes], drawings: bool) -> list[dict[str, Any]]:
+        queries = _decoded(pictures, "query")
+        found = _finite(learned.classifier.predict_proba_by_step(queries)).swapaxes(0, 1)
+        seen = _seen(learned.classifier, queries, drawings)
+        return [one | {"probabilities": of_one.tolist()} for one, of_one in zip(seen, found, strict=True)]
 
 
 @lru_cache(_KEPT)
@@ -103,6 +118,8 @@ def _decoded(pictures: Sequence[bytes], name: str) -> list[Image.Image]:
 
 def _seen(classifier: FewShotClassifier, pictures: list[Image.Image], drawings: bool) -> list[dict[str, Any]]:
     """`seen` and `problem` of each picture."""
+    if not pictures:
+        return []
     pixels = classifier.pixels(pictures).numpy()
     return [{"seen": pixels_url(one), "problem": drawing_problem(one[0]) if drawings else None} for one in pixels]
 
