@@ -90,7 +90,7 @@ def make_step(engine: str, setting: Setting, order: str, device: str) -> Callabl
         learner: MetaLearner = LoopMAML(Conv4(**backbone), lr=setting.inner_lr, first_order=first_order)
     else:
         recompute = "sqrt" if engine == "recompute" else None
-        algorithm = Algorithm(order=order, inner_lr=setting.inner_lr, inner_steps=setting.steps, recompute=recompute)
+        algorithm = Algorithm(gradient=order, inner_lr=setting.inner_lr, inner_steps=setting.steps, recompute=recompute)
         keep_freed_memory()  # as the command that trains does
         precision = "bfloat16" if engine == "bfloat16" else "float32"
         backbone["name"] = "conv4"

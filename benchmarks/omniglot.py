@@ -65,7 +65,7 @@ def record(run_dir: Path, publish: str | None = None, also: Sequence[str] = ()) 
     config = experiment.model_dump()
     run = {
         "cell": own_cell(config),
-        "order": experiment.algorithm.order,
+        "order": experiment.algorithm.gradient,
         "seed": experiment.run.seed,
         "config": config,
         "sessions": sessions,

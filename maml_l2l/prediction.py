@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from maml_l2l.algorithms.meta_learner import AdaptedNetworks
+from maml_l2l.algorithms.adapted import AdaptedNetworks
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
 from maml_l2l.config import Data, with_overrides
 from maml_l2l.data.drawing_problems import drawing_problem
@@ -94,7 +94,8 @@ class FewShotClassifier:
         self._task = support[None].to(device) / 255, torch.from_numpy(indices)[None].to(device), len(classes)
         self.classes_, self.steps_ = classes, experiment.algorithm.inner_steps
         with torch.no_grad():
-            self._adapted, self._on_the_way = self._learner.adapt_once(*self._task, [self.steps_]), None
+            self._adapted = self._learner.adapt_once(*self._task, [self.steps_])
+        self._on_the_way: AdaptedNetworks | None = None
         return self
 
     def predict(self, X: Iterable[Any]) -> np.ndarray[Any, Any]:

@@ -91,6 +91,25 @@ def recomputed(learner):
     learner.recompute = True
 
 
+def norms_per_step(learner):
+    """Where the network has none, learned rates instead."""
+    if not any("norms" in name for name, _ in learner.module.named_parameters()):
+        return learned_rates(learner)
+    learner.learn_norms(2)
+    with torch.no_grad():
+        for index, values in enumerate(learner.norms.rows):
+            values += torch.linspace(-0.2, 0.1 * index, values.numel()).view_as(values)
+
+
+def multi_step(learner):
+    learner.step_weights = [0.2, -0.3, 0.7]
+
+
+def multi_step_and_norms(learner):
+    multi_step(learner)
+    norms_per_step(learner)
+
+
 VARIANTS = {
     "plain": plain,
     "learned rates": learned_rates,
@@ -102,6 +121,9 @@ VARIANTS = {
     "body only": body_only,
     "frozen": frozen,
     "recomputed": recomputed,
+    "norms per step": norms_per_step,
+    "multi-step loss": multi_step,
+    "multi-step loss and norms per step": multi_step_and_norms,
 }
 
 
@@ -163,7 +185,7 @@ def test_equals_the_loop_after_a_hundred_steps():
 
 
 @pytest.mark.parametrize("make", [conv4, Headed])
-@pytest.mark.parametrize("variant", ["plain", "rates and curvature", "head only"])
+@pytest.mark.parametrize("variant", ["plain", "rates and curvature", "head only", "norms per step"])
 @ORDERS
 def test_the_prototype_head_equals_the_loop(make, variant, first_order):
     def both(learner):

@@ -35,7 +35,10 @@ def config_file(tmp_path, text):
         ("train:\n  iterations: 0\n", r"`train.iterations` should be greater than or equal to 1, found 0"),
         ("algorithm:\n  inner_lr: .nan\n", r"`algorithm.inner_lr` should be .*found nan"),
         ("algorithm:\n  inner_lr: .inf\n", r"`algorithm.inner_lr` should be a finite number, found inf"),
-        ("algorithm:\n  order: third\n", r"`algorithm.order` should be 'second' or 'first', found 'third'"),
+        (
+            "algorithm:\n  order: third\n",
+            r"`algorithm.gradient` should be 'second', 'first', 'implicit', .*, found 'third'",
+        ),
         ("run:\n  device: tpu\n", r"`run.device` .*found 'tpu'"),
         (
             "algorithm:\n  engine: loop\nrun:\n  compile: true\n",

@@ -146,7 +146,12 @@ def test_the_reports(checkpoint, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("algorithm.inner_lr", 0.1), ("algorithm.order", "first"), ("run.precision", "bfloat16"), ("train.meta_lr", 1.0)],
+    [
+        ("algorithm.inner_lr", 0.1),
+        ("algorithm.gradient", "first"),
+        ("run.precision", "bfloat16"),
+        ("train.meta_lr", 1.0),
+    ],
 )
 def test_a_key_that_an_evaluation_cannot_change_is_refused(checkpoint, key, value):
     with pytest.raises(

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from maml_l2l.algorithms import build_learner
+from maml_l2l.algorithms import VectorizedMAML, build_learner
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
-from maml_l2l.config import Algorithm, load_experiment, with_overrides
+from maml_l2l.config import Algorithm, load_experiment, parse_experiment, with_overrides
 from maml_l2l.experiments.evaluation import evaluate
+from maml_l2l.experiments.trainer import step_weights
 from maml_l2l.experiments.training import train
 from maml_l2l.prediction import FewShotClassifier
 from maml_l2l.system.errors import UserError
@@ -15,7 +16,7 @@ from tests.test_resume import same_state
 from tests.test_training import TINY
 
 MEMBERS = {
-    "first order": ["algorithm.order=first"],
+    "first order": ["algorithm.gradient=first"],
     "lslr": ["algorithm.update=lslr", "algorithm.inner_steps=2"],
     "meta_sgd": ["algorithm.update=meta_sgd"],
     "meta_curvature": ["algorithm.update=meta_curvature", "algorithm.learn_inner_lr=true"],
@@ -26,6 +27,13 @@ MEMBERS = {
     "recompute": ["algorithm.inner_steps=5", "algorithm.recompute=sqrt", "algorithm.inner_lr=0.1"],
     "prototype": ["algorithm.head=prototype", "algorithm.normalisation=support"],
     "prototype and curvature": ["algorithm.head=prototype", "algorithm.update=meta_curvature"],
+    "implicit": ["algorithm.gradient=implicit", "algorithm.inner_steps=2"],
+    "reptile": ["algorithm.gradient=reptile", "algorithm.inner_steps=2"],
+    "finite differences": ["algorithm.gradient=finite_difference", "algorithm.learn_inner_lr=true"],
+    "MAML++": [
+        *("algorithm.inner_steps=2", "algorithm.multi_step_loss=5", "algorithm.second_order_from=2"),
+        *("algorithm.norm_per_step=true", "algorithm.update=lslr"),
+    ],
     "loop, prototype and curvature": [
         *("algorithm.engine=loop", "algorithm.head=prototype", "algorithm.update=meta_curvature"),
     ],
@@ -90,3 +98,95 @@ def test_a_pattern_that_fits_no_parameter_is_refused():
     backbone = {"name": "conv4", "ways": 3, "channels": 1, "filters": 4, "downsample": "stride"}
     with pytest.raises(UserError, match=r"no parameter is called 'haed.\*'. There are: convolutions.0.weight"):
         build_learner(Algorithm(adapt=["haed.*"]), backbone)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["gradient=implicit", "update=meta_sgd"], "`algorithm.gradient: implicit` has no use for `algorithm.update`"),
+        (["gradient=implicit", "update=lslr"], "`algorithm.gradient: implicit` has no use for `algorithm.update`"),
+        (
+            ["gradient=implicit", "norm_per_step=true"],
+            "has no use for `algorithm.norm_per_step`: leave it out, found T",
+        ),
+        (["gradient=reptile", "head=prototype"], "`algorithm.gradient: reptile` has no use for `algorithm.head`"),
+        (["gradient=reptile", "adapt=head"], "`algorithm.gradient: reptile` has no use for `algorithm.adapt`"),
+        (["gradient=reptile", "recompute=sqrt"], "`algorithm.gradient: reptile` has no use for `algorithm.recompute`"),
+        (
+            ["gradient=first", "second_order_from=5"],
+            "has no use for `algorithm.second_order_from`: leave it out, found 5",
+        ),
+        (["proximal=1.0"], "`algorithm.gradient: second` has no use for `algorithm.proximal`: leave it out, found 1.0"),
+        (["gradient=reptile", "engine=loop"], "is for `algorithm.engine: vectorized`, found engine `loop`"),
+        (["multi_step_loss=9"], "`algorithm.multi_step_loss` is for 2 inner steps or more, found `inner_steps` 1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        load_experiment(None, [f"algorithm.{setting}" for setting in settings])
+
+
+def test_the_older_name_of_the_gradient(tmp_path):
+    assert load_experiment(None, ["algorithm.gradient=first"]).algorithm.gradient == "first"
+    trained = parse_experiment({"algorithm": {"order": "first"}}, "an old checkpoint")
+    assert with_overrides(trained, {"algorithm.order": "second"}, "the test").algorithm.gradient == "second"
+    with pytest.raises(
+        UserError, match=r"`algorithm.order` is the older name of `algorithm.gradient`: give one of them"
+    ):
+        parse_experiment({"algorithm": {"order": "first", "gradient": "first"}}, "the test")
+
+
+def test_norms_per_step_need_a_normalisation_layer():
+    with pytest.raises(UserError, match=r"has no normalisation layer with scale and shift. Leave norm_per_step out"):
+        VectorizedMAML(torch.nn.Linear(2, 2), lr=0.1).learn_norms(1)
+
+
+@pytest.mark.parametrize("update", ["meta_sgd", "kronecker"])
+def test_prototypes_with_a_transform_per_class_serve_the_ways_of_the_training(update, glyphs_root, tmp_path):
+    settings = experiment("prototype", glyphs_root, algorithm_update=update, train_iterations=1)
+    train(settings, tmp_path / "run")
+    checkpoint = load_checkpoint(tmp_path / "run" / "last.pth")
+    for ways in (2, 4):
+        message = f"{update}, was learned for heads of 3 classes, so it serves tasks of 3 classes, not of {ways}"
+        with pytest.raises(UserError, match=message):
+            evaluate(checkpoint, with_overrides(checkpoint.experiment, {"task.ways": ways}, "the test"))
+
+
+def test_weights_of_the_multi_step_loss_fade_to_the_last():
+    assert step_weights(4, 0.0) == pytest.approx([0.25] * 4)
+    assert step_weights(4, 0.5) == pytest.approx([0.125, 0.125, 0.125, 0.625])
+    assert step_weights(4, 0.99) == pytest.approx([0.0075, 0.0075, 0.0075, 0.9775])
+    assert step_weights(4, 1.0) is None
+
+
+def test_first_order_comes_before_second(glyphs_root, tmp_path, monkeypatch):
+    orders, real = [], VectorizedMAML.meta_gradient
+
+    def seen(learner, *arguments):
+        orders.append(learner.first_order)
+        return real(learner, *arguments)
+
+    monkeypatch.setattr(VectorizedMAML, "meta_gradient", seen)
+    train(experiment("MAML++", glyphs_root, train_iterations=4), tmp_path / "run")
+    assert orders == [True, True, False, False]
+
+
+def test_norms_per_step_start_as_those_of_a_pretrained_network(glyphs_root, tmp_path):
+    train(experiment("prototype", glyphs_root), tmp_path / "first")
+    start, others = tmp_path / "first" / "best.pth", {"train_meta_lr": 1e-9, "train_iterations": 1}
+    per_step = {"algorithm_norm_per_step": "true", "algorithm_inner_steps": 2}
+    train(experiment("prototype", glyphs_root, model_pretrained=start, **per_step, **others), tmp_path / "second")
+    train(
+        experiment("prototype", glyphs_root, model_pretrained=tmp_path / "second" / "last.pth", **per_step, **others),
+        tmp_path / "third",
+    )
+    first, *later = (load_checkpoint(path) for path in (start, *tmp_path.glob("[!f]*/last.pth")))
+    for checkpoint in later:
+        for name, rows in checkpoint.norms.items():
+            assert rows.shape == (3, *first.weights[name].shape)
+            torch.testing.assert_close(rows, first.weights[name].expand_as(rows), rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="has normalisations per step, and this run none"):
+        train(
+            experiment("prototype", glyphs_root, model_pretrained=tmp_path / "second" / "last.pth", **others),
+            tmp_path / "x",
+        )

@@ -31,13 +31,20 @@ def build_learner(
     network = build_backbone(backbone)
     if isinstance(network, Conv4) and precision == "bfloat16":
         network.product_dtype = torch.bfloat16
-    learner = engine(network, lr=algorithm.inner_lr, first_order=algorithm.order == "first")
+    learner = engine(network, lr=algorithm.inner_lr, first_order=algorithm.gradient == "first")
     learner.task_chunk, learner.prototype_head = algorithm.task_chunk, algorithm.head == "prototype"
     learner.adapted = _patterns(algorithm.adapt, network)
     if isinstance(learner, VectorizedMAML):
         learner.compiled, learner.recompute = compile, algorithm.recompute is not None
+        learner.gradient, learner.proximal, learner.cg_steps = (
+            algorithm.gradient,
+            algorithm.proximal,
+            algorithm.cg_steps,
+        )
     if algorithm.learn_inner_lr:
         learner.learn_inner_lrs(algorithm.inner_steps)
+    if algorithm.norm_per_step:
+        learner.learn_norms(algorithm.inner_steps)
     if algorithm.update in TRANSFORMS:
         learner.learn_transform(named_transform(algorithm.update, network), linear=True)
     return learner

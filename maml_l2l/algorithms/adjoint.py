@@ -11,7 +11,8 @@ theta_k, the chain rule reads backwards
 
 H_k, the Hessian of L_support, is symmetric, so H_k b is a directional derivative of a gradient: forward over reverse,
 which keeps nothing between steps but theta_k (mixed-mode differentiation: Kemaev et al., ICML 2025). First-order MAML
-is the same sweep without H_k b.
+is the same sweep without H_k b. A query loss that counts after other steps than the last, with the weight w_k, starts
+(1) with w_K grad L_query(theta_K) and adds w_k grad L_query(theta_k) to (4).
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ import torch
 from torch.func import grad, jvp, vjp
 
 Parameters = dict[str, torch.Tensor]
+Loss = Callable[[Parameters, Parameters], torch.Tensor]
+Product = Callable[[Loss, Parameters, Parameters, Parameters], tuple[Parameters, Parameters, Parameters]]
+
+_DIFFERENCE = 1e-2  # of theta to either side, in lengths of b: smaller ones drown in float32's rounding
 
 with warnings.catch_warnings():
     # PyTorch loads this at the first `jvp`, and tells of what it deprecates itself.
@@ -35,7 +40,7 @@ with warnings.catch_warnings():
 class Problem(NamedTuple):
     """The inner loop of T tasks. Tensors of theta and its gradients are (T, ...); those of eta and phi tasks share."""
 
-    support_loss: Callable[[Parameters, Parameters], torch.Tensor]
+    support_loss: Loss
     """(theta, eta) -> L_support, summed over the tasks."""
 
     update: Callable[[Parameters, Parameters, Parameters], Parameters]
@@ -44,9 +49,11 @@ class Problem(NamedTuple):
     linear: bool
     """Whether U is linear in the gradients: its transposed Jacobian can then be had before they are known."""
 
-    first_order: bool
     learns: bool
     """Whether d phi is wanted."""
+
+    product: Product | None
+    """(support_loss, theta, eta, b) -> (g, H b, d eta), (3); None: first order, without them."""
 
 
 def step(problem: Problem, theta: Parameters, eta: Parameters, phi: Parameters) -> tuple[Parameters, Parameters]:
@@ -67,18 +74,74 @@ def step_back(
 
     gradients: g_k where it was kept; None: taken anew where it is needed.
     """
-    if gradients is None:
-        gradients = adjoint if problem.linear else grad(problem.support_loss)(theta, eta)
-    pull_back = vjp(problem.update, theta, gradients, phi)[1]
+    found = gradients
+    if found is None:
+        found = adjoint if problem.linear else grad(problem.support_loss)(theta, eta)
+    pull_back = vjp(problem.update, theta, found, phi)[1]
     a, b, d_phi = pull_back(adjoint)  # (2)
-    if problem.first_order:
+    if problem.product is None:
         return a, {name: torch.zeros_like(value) for name, value in eta.items()}, d_phi
-    b = {name: value.contiguous() for name, value in b.items()}  # `jvp` takes no expanded tensors
-    both = grad(problem.support_loss, argnums=(0, 1))
-    (gradients, _), (product, d_eta) = jvp(lambda theta: both(theta, eta), (theta,), (b,))[:2]  # (3)
-    if problem.linear and problem.learns:  # (2) again, now that the gradients are there
-        (d_phi,) = vjp(lambda phi: problem.update(theta, gradients, phi), phi)[1](adjoint)
+    found, product, d_eta = problem.product(problem.support_loss, theta, eta, b)  # (3)
+    if gradients is None and problem.linear and problem.learns:  # (2) again, now that the gradients are there
+        (d_phi,) = vjp(lambda phi: problem.update(theta, found, phi), phi)[1](adjoint)
     return {name: a[name] + product[name] for name in a}, d_eta, d_phi  # (4)
+
+
+def exact_product(
+    support_loss: Loss, theta: Parameters, eta: Parameters, b: Parameters
+) -> tuple[Parameters, Parameters, Parameters]:
+    """(g, H b, d eta), (3), by forward over reverse."""
+    b = {name: value.contiguous() for name, value in b.items()}  # `jvp` takes no expanded tensors
+    both = grad(support_loss, argnums=(0, 1))
+    (gradients, _), (product, d_eta) = jvp(lambda theta: both(theta, eta), (theta,), (b,))[:2]
+    return gradients, product, d_eta
+
+
+def product_by_differences(
+    support_loss: Loss, theta: Parameters, eta: Parameters, b: Parameters
+) -> tuple[Parameters, Parameters, Parameters]:
+    """(g, H b, d eta), (3), of two gradients: HF-MAML (Fallah et al., 2020, section 5), by a central difference."""
+    both, sides = grad(support_loss, argnums=(0, 1)), []
+    for step in (_DIFFERENCE, -_DIFFERENCE):
+        sides.append(both({name: value + step * b[name] for name, value in theta.items()}, eta))
+    (g_upper, eta_upper), (g_lower, eta_lower) = sides
+    product, d_eta = (
+        {name: (upper[name] - lower[name]) / (2 * _DIFFERENCE) for name in upper}
+        for upper, lower in ((g_upper, g_lower), (eta_upper, eta_lower))
+    )
+    return {name: (g_upper[name] + g_lower[name]) / 2 for name in g_upper}, product, d_eta
+
+
+def conjugate_gradients(apply: Callable[[Parameters], Parameters], right: Parameters, steps: int) -> Parameters:
+    """x with apply(x) = right after `steps` steps from zero, for each of T tasks on its own.
+
+    apply: linear, symmetric, of (T, ...) tensors.  A task stops where `apply` is not positive along its direction, or
+    where it is solved (Hestenes and Stiefel, 1952).
+    """
+    solution = {name: torch.zeros_like(value) for name, value in right.items()}
+    residual = direction = right
+    size = _dot(residual, residual)
+    for _ in range(steps):
+        image = apply(direction)
+        curvature = _dot(direction, image)
+        goes_on = (curvature > 0) & (size > 0)
+        rate = torch.where(goes_on, size / torch.where(goes_on, curvature, 1), 0)
+        solution = _plus(solution, rate, direction)
+        residual = _plus(residual, -rate, image)
+        following = torch.where(goes_on, _dot(residual, residual), 0)
+        direction = _plus(residual, following / torch.where(goes_on, size, 1), direction)
+        size = following
+    return solution
+
+
+def _dot(one: Parameters, other: Parameters) -> torch.Tensor:
+    """(T,) inner products of the tasks."""
+    return torch.stack([(one[name] * other[name]).flatten(1).sum(1) for name in one]).sum(0)
+
+
+def _plus(one: Parameters, rate: torch.Tensor, other: Parameters) -> Parameters:
+    """one + rate * other.  rate: (T,)."""
+    return {name: value + rate.view(-1, *[1] * (value.ndim - 1)) * other[name] for name, value in one.items()}
 
 
 def sweep(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ class TaskClone(MAML):
         super().__init__(module, learner.lr, **options)
         self.module: nn.Module
         self._learner, self._steps = [learner], 0  # in a list, so that it is no part of this module
+        self._take_norms()
 
     def adapt(
         self,
@@ -46,3 +47,10 @@ class TaskClone(MAML):
             vars(parameters[name])["update"] = -rates[name] * direction  # where `update_module` looks for it
         self.module = update_module(self.module)
         self._steps += 1
+        self._take_norms()
+
+    def _take_norms(self) -> None:
+        for name, value in self._learner[0].norms_at(self._steps).items():
+            layer, _, own = name.rpartition(".")
+            parameters: dict[str, Any] = self.module.get_submodule(layer)._parameters
+            parameters[own] = value  # a tensor that leads back to the learner's

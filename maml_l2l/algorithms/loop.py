@@ -76,7 +76,7 @@ class LoopMAML(MetaLearner):
     ) -> None:
         """Features of this network, not of its clone: inner gradients do not go through the prototypes."""
         weight = self.module.head.weight
-        features = functional_call(self.module, identity_head(weight.shape[1], weight), (support,))
+        features = functional_call(self.module, identity_head(weight.shape[1], weight) | self.norms_at(0), (support,))
         head: Any = learner.module.head
         for name, value in prototype_head(features, labels, ways).items():
             head._parameters[name.removeprefix("head.")] = value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,8 +11,10 @@ from torch import nn
 from torch.func import vmap
 from torch.nn import functional as F
 
+from maml_l2l.algorithms.adapted import AdaptedNetworks, check_normalisation
 from maml_l2l.algorithms.clone import TaskClone
 from maml_l2l.algorithms.functional import plain_attention
+from maml_l2l.algorithms.norms import NormsPerStep
 from maml_l2l.algorithms.scores import Scores, mean_cross_entropy, score
 from maml_l2l.algorithms.transforms import GradientTransform
 from maml_l2l.system.errors import UserError
@@ -40,11 +41,17 @@ class MetaLearner(MAML):
     prototype_head = False
     """Start the linear layer `head` of each task as the prototypes of its classes; see `prototype_head`."""
 
+    step_weights: Sequence[float] | None = None
+    """Weights of the query losses after inner step 1, 2, ... in the outer loss; None: that after the last alone."""
+
     inner_lrs: nn.Parameter | None
     """Learned step sizes (inner steps, parameter tensors of the module); None: `lr` for all."""
 
     transform: GradientTransform | None
     """What the gradients of the inner loop pass through before a step is taken; None: nothing."""
+
+    norms: NormsPerStep | None
+    """Scales and shifts of normalisation layers per inner step; None: the module's own, which adapt."""
 
     def __init__(
         self,
@@ -66,7 +73,7 @@ class MetaLearner(MAML):
         super().__init__(model, lr, first_order, allow_unused, allow_nograd)
         self.loss = loss
         self.register_parameter("inner_lrs", None)
-        self.transform = None
+        self.transform = self.norms = None
 
     def learn_inner_lrs(self, steps: int) -> None:
         """Meta-learn a step size for each parameter tensor in each of `steps` inner steps, starting from `lr`.
@@ -84,6 +91,19 @@ class MetaLearner(MAML):
         """
         self.transform = GradientTransform(self.module, transform, linear)
 
+    def learn_norms(self, steps: int) -> None:
+        """Meta-learn a scale and shift of each normalisation layer for every number of inner steps, 0 to `steps`.
+
+        The inner loop then adapts none of them (Antoniou et al., 2019, section 4, where the queries after step k share
+        theirs with the support images before it; here with those after it). More steps take the last ones again.
+        Raises `UserError` where the module has no such layer.
+        """
+        self.norms = NormsPerStep(self.module, steps)
+
+    def norms_at(self, step: int) -> dict[str, torch.Tensor]:
+        """The scales and shifts after `step` inner steps by their names, where there are some per step."""
+        return {} if self.norms is None else self.norms.at(step)
+
     def clone(
         self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
     ) -> TaskClone:
@@ -97,7 +117,9 @@ class MetaLearner(MAML):
 
     def adapted_names(self) -> list[str]:
         """The names of the module's parameters that the inner loop adapts, in order."""
-        learned = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        fixed = set() if self.norms is None else set(self.norms.names)
+        own = ((name, parameter) for name, parameter in self.module.named_parameters() if name not in fixed)
+        learned = [name for name, parameter in own if parameter.requires_grad]
         return [name for name in learned if any(fnmatchcase(name, pattern) for pattern in self.adapted)]
 
     def rates(self, step: int) -> torch.Tensor:
@@ -181,6 +203,8 @@ class MetaLearner(MAML):
         equation 4). Works on `task_chunk` tasks at a time, which bounds the memory.
         """
         check_normalisation(normalisation)
+        if self.step_weights is not None and len(self.step_weights) != inner_steps:
+            raise UserError(f"there are {len(self.step_weights)} step_weights for {inner_steps} inner steps.")
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         totals, parts = [torch.zeros_like(parameter) for parameter in parameters], []
         for chunk in self.chunks(tasks):
@@ -202,34 +226,14 @@ class MetaLearner(MAML):
         self, tasks: TaskBatch, inner_steps: int, normalisation: str
     ) -> tuple[Sequence[torch.Tensor], Scores]:
         """The sum over `tasks` of the gradient of the query loss, for every parameter that learns, and the scores."""
-        outputs = self._adapt_and_score(tasks, [inner_steps], normalisation)[0]
-        scores = self.score(outputs, tasks.query_labels)
+        weights = self.step_weights or [1.0]
+        counted = range(inner_steps - len(weights) + 1, inner_steps + 1)
+        outputs = self._adapt_and_score(tasks, counted, normalisation)
+        scores = [self.score(answers, tasks.query_labels) for answers in outputs]
+        loss = torch.stack([w * part.losses.sum() for w, part in zip(weights, scores, strict=True)]).sum()
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(scores.losses.sum(), parameters, allow_unused=True, materialize_grads=True)
-        return gradients, Scores(scores.losses.detach(), scores.accuracies)
-
-
-@dataclass(frozen=True)
-class AdaptedNetworks:
-    """What `MetaLearner.adapt_once` returns."""
-
-    learner: MetaLearner
-    support: torch.Tensor
-    ways: int | None
-    networks: list[Any]
-
-    @plain_attention()
-    def answer(self, query: torch.Tensor, normalisation: str) -> torch.Tensor:
-        """query: (T, n, ...) -> outputs (numbers of steps, T, n, ways).  normalisation: see `adapt_and_score`."""
-        check_normalisation(normalisation)
-        parts = [self.learner._answers(n, self.support, query, self.ways, normalisation) for n in self.networks]
-        return torch.stack(parts)
-
-
-def check_normalisation(normalisation: str) -> None:
-    """Raise `UserError` where `normalisation` is neither `batch` nor `support`."""
-    if normalisation not in ("batch", "support"):
-        raise UserError(f"normalisation should be 'batch' or 'support', found {normalisation!r}.")
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return gradients, Scores(scores[-1].losses.detach(), scores[-1].accuracies)
 
 
 def _check_module(module: nn.Module, allow_nograd: bool) -> None:

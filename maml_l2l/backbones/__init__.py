@@ -10,7 +10,7 @@ from maml_l2l.backbones.registry import (
     use_backbone,
 )
 from maml_l2l.backbones.resnet12 import ResNet12
-from maml_l2l.backbones.statistics import first_images_normalise
+from maml_l2l.backbones.statistics import first_images_normalise, norm_parameter_names
 
 __all__ = [
     "MLP",
@@ -21,6 +21,7 @@ __all__ = [
     "build_backbone",
     "factory_arguments",
     "first_images_normalise",
+    "norm_parameter_names",
     "register_backbone",
     "use_backbone",
 ]

@@ -11,6 +11,22 @@ import torch
 from torch import nn
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORMS = (
+    *_BATCH_NORMS,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+
+
+def norm_parameter_names(network: nn.Module) -> list[str]:
+    """The names of the scales and shifts of the normalisation layers of `network`, but for frozen ones, in order."""
+    layers = [name for name, module in network.named_modules() if isinstance(module, _NORMS)]
+    learned = (name for name, parameter in network.named_parameters() if parameter.requires_grad)
+    return [name for name in learned if name.rpartition(".")[0] in layers]
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class Checkpoint:
     optimizer: the outer loop's state dict, None in `best.pth`.
     inner_lrs: (inner steps, parameter tensors) learned step sizes, None where the config does not learn them.
     transform: state dict of the learned gradient transform, None where the config has none.
+    norms: of each normalisation's scale and shift the values per inner step, None where the config has none per step.
     best_accuracy: percent, the highest validation accuracy so far.  metrics_bytes: size of `metrics.jsonl` then.
     earlier_classes: names of the classes that trained the network of `model.pretrained`, and those before it.
     """
@@ -48,6 +49,7 @@ class Checkpoint:
     optimizer: dict[str, Any] | None
     inner_lrs: torch.Tensor | None = None
     transform: dict[str, torch.Tensor] | None = None
+    norms: dict[str, torch.Tensor] | None = None
     best_accuracy: float | None = None
     metrics_bytes: int = 0
     earlier_classes: tuple[str, ...] = ()
@@ -59,9 +61,10 @@ class Checkpoint:
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All that training has learned, by name: weights, step sizes and gradient transform."""
+        """All that training has learned, by name: weights, and what the inner loop learns beside them."""
         transform = {f"transform.{name}": tensor for name, tensor in (self.transform or {}).items()}
-        return self.weights | transform | ({} if self.inner_lrs is None else {"inner_lrs": self.inner_lrs})
+        norms = {f"norms.{name}": tensor for name, tensor in (self.norms or {}).items()}
+        return self.weights | transform | norms | ({} if self.inner_lrs is None else {"inner_lrs": self.inner_lrs})
 
     @property
     def training_classes(self) -> tuple[str, ...]:
@@ -70,8 +73,13 @@ class Checkpoint:
 
     def check_ways(self, ways: int) -> None:
         """Raise `UserError` where the head has fewer outputs than a task of `ways` classes needs."""
-        head = self.backbone["ways"]
-        if ways > head and self.experiment.algorithm.head != "prototype":
+        head, algorithm = self.backbone["ways"], self.experiment.algorithm
+        if algorithm.head == "prototype" and algorithm.update in ("meta_sgd", "kronecker") and ways != head:
+            raise UserError(
+                f"the checkpoint's algorithm.update, {algorithm.update}, was learned for heads of {head} classes, so "
+                f"it serves tasks of {head} classes, not of {ways}. Use {head} classes, or train with another update."
+            )
+        if ways > head and algorithm.head != "prototype":
             raise UserError(
                 f"the checkpoint's head has {head} outputs, so it serves tasks of up to {head} classes, not of {ways}. "
                 f"Use fewer classes, or train with task.ways={ways}."
@@ -91,6 +99,9 @@ class Checkpoint:
             learner.inner_lrs.data.copy_(self.inner_lrs)
         if self.transform is not None and learner.transform is not None:
             learner.transform.load_state_dict(self.transform)
+        if self.norms is not None and learner.norms is not None:
+            for name, rows in learner.norms.named_rows().items():
+                rows.data.copy_(self.norms[name])
 
     def start(self, learner: MetaLearner, backbone: dict[str, Any], split: ClassSplit, run_update: str) -> None:
         """Give `learner`, the new one of a run with `backbone` and `split`, these weights and step sizes to start from.
@@ -114,6 +125,8 @@ class Checkpoint:
             problem = "has learned step sizes, and this run learns none. Set algorithm.learn_inner_lr=true"
         elif self.transform is not None and (update := self.experiment.algorithm.update) != run_update:
             problem = f"has algorithm.update {update}, and this run {run_update}. Give both the same"
+        elif self.norms is not None and learner.norms is None:
+            problem = "has normalisations per step, and this run none. Set algorithm.norm_per_step=true"
         elif seen:
             problem = (
                 f"was trained on {len(seen)} of the classes that validate or test this run, e.g. {shown(seen[0])}, "
@@ -125,8 +138,14 @@ class Checkpoint:
         if self.transform is not None and learner.transform is not None:
             _take(learner.transform, self.transform)
         if self.inner_lrs is not None and learner.inner_lrs is not None:
-            last = len(self.inner_lrs) - 1
-            learner.inner_lrs.data.copy_(self.inner_lrs[[min(step, last) for step in range(len(learner.inner_lrs))]])
+            _take_steps(learner.inner_lrs, self.inner_lrs)
+        for name, rows in ({} if learner.norms is None else learner.norms.named_rows()).items():
+            _take_steps(rows, self.weights[name][None] if self.norms is None else self.norms[name])
+
+
+def _take_steps(values: torch.Tensor, found: torch.Tensor) -> None:
+    """Give `values`, a row per inner step, the rows of `found`, of which the last goes on."""
+    values.data.copy_(found[[min(step, len(found) - 1) for step in range(len(values))]])
 
 
 def _take(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:

@@ -47,8 +47,8 @@ def checked_contents(content: dict[str, Any], kind: type, origin: str, remedy: s
 
     Every field must have its type; numbers are finite and not negative; `config` is one of this version; the lists of
     `split` are disjoint; `backbone` is registered; `weights` has the names and shapes of that network and finite
-    values, and so have `inner_lrs` and the state of Adam in `optimizer`, where there are any. Raises `UserError`, which
-    names `origin` and `remedy`, where one does not fit.
+    values, and so have `inner_lrs`, `transform`, `norms` and Adam's state in `optimizer`, where there are any. Raises
+    `UserError`, which names `origin` and `remedy`, where one does not fit.
     """
     try:
         checked = _typed_fields(content, kind)
@@ -63,6 +63,8 @@ def checked_contents(content: dict[str, Any], kind: type, origin: str, remedy: s
         checked["inner_lrs"] = _finite_tensors(given, learned, "checkpoint").get("inner_lrs")
         transform = {} if learner.transform is None else learner.transform.state_dict()
         checked["transform"] = _finite_tensors(checked["transform"] or {}, transform, "transform") or None
+        norms = {} if learner.norms is None else learner.norms.named_rows()
+        checked["norms"] = _finite_tensors(checked["norms"] or {}, norms, "norms") or None
         if checked["optimizer"] is not None:
             checked["optimizer"] = _checked_adam(checked["optimizer"], list(learner.parameters()))
     except UserError:

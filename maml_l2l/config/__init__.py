@@ -1,10 +1,10 @@
 """One experiment as one frozen, validated value, from a YAML file and overrides."""
 
+from maml_l2l.config.algorithm import Algorithm
 from maml_l2l.config.experiment import (
     BACKBONES,
     MAX_FILTERS,
     MAX_WAYS,
-    Algorithm,
     Data,
     Eval,
     Experiment,

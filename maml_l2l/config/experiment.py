@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from maml_l2l.config.algorithm import Algorithm
 from maml_l2l.config.problems import checked_backbone_name, checked_path
+from maml_l2l.config.section import Count, Rate, Section, Tasks
 
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PathText = Annotated[str, AfterValidator(checked_path)]
 BackboneName = Annotated[str, AfterValidator(checked_backbone_name)]
 
 BACKBONES = ("conv4", "resnet12", "mlp")  # the built-in ones
 MAX_WAYS, MAX_FILTERS = 10_000, 1024  # so that no number in a file makes a network that no machine holds
-Side = Annotated[int, Field(ge=1, le=1024)]  # these, so that none asks for work without end
-Tasks = Annotated[int, Field(ge=1, le=1_000_000)]
-Count = Annotated[int, Field(ge=1, lt=2**63)]
+Side = Annotated[int, Field(ge=1, le=1024)]
 
 # What is unset: for omniglot and glyphs, which are drawings, and for a folder of pictures.
 _DRAWINGS = {"image_size": 28, "channels": 1, "rotate": True}
@@ -24,11 +23,7 @@ _PICTURES = {"image_size": 84, "channels": 3, "rotate": False}
 _SIZES = ("image_size", "channels")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Data(_Section):
+class Data(Section):
     name: Literal["omniglot", "glyphs", "drawings", "folder"] = Field(
         "omniglot",
         description="`omniglot` (downloaded when absent), `glyphs` (embedded, drawn on first use), `drawings` (both, "
@@ -108,13 +103,13 @@ class Data(_Section):
         return self
 
 
-class Task(_Section):
+class Task(Section):
     ways: int = Field(5, ge=2, le=MAX_WAYS, description="classes a task")
     shots: int = Field(1, ge=1, le=MAX_WAYS, description="support images a class")
     queries: int = Field(1, ge=1, le=MAX_WAYS, description="query images a class")
 
 
-class Model(_Section):
+class Model(Section):
     name: BackboneName = Field(
         "conv4",
         description="the backbone: `conv4`, `resnet12`, `mlp`, or your own as `package.module:factory` "
@@ -134,49 +129,7 @@ class Model(_Section):
     )
 
 
-class Algorithm(_Section):
-    order: Literal["second", "first"] = Field(
-        "second", description="`second`: differentiate through the inner loop; `first`: first-order MAML"
-    )
-    engine: Literal["vectorized", "loop"] = Field(
-        "vectorized", description="`vectorized`: many tasks at once; `loop`: learn2learn's, one task after another"
-    )
-    task_chunk: Tasks | None = Field(
-        None, description="vectorized: tasks worked on at once, which bounds the memory; unset: by their size"
-    )
-    inner_lr: Rate = Field(0.4, description="step size of the inner loop, on the mean cross-entropy")
-    learn_inner_lr: bool = Field(
-        False, description="meta-learn a step size for each parameter tensor and inner step, starting from `inner_lr`"
-    )
-    update: Literal["sgd", "lslr", "meta_sgd", "meta_curvature", "kronecker"] = Field(
-        "sgd",
-        description="learned transform of the inner gradients: none (`sgd`; `lslr`: with `learn_inner_lr`), a factor "
-        "per weight, matrices along the modes of a tensor, or Kronecker factors",
-    )
-    adapt: Literal["all", "head", "body"] | list[str] = Field(
-        "all", description="parameters that the inner loop adapts: `all`, `head`, `body`, or a list of name patterns"
-    )
-    head: Literal["learned", "prototype"] = Field(
-        "learned",
-        description="the linear head starts as it was `learned`, or as each task's class prototypes, for any ways",
-    )
-    inner_steps: int = Field(1, ge=1, le=1000, description="gradient steps of the inner loop in training")
-    recompute: Literal["sqrt"] | None = Field(
-        None,
-        description="vectorized: keep the weights of every `sqrt`(steps)-th inner step only, and recompute the rest",
-    )
-    normalisation: Literal["batch", "support"] = Field(
-        "batch", description="normalise queries by their own `batch`, or inductively by the task's `support` images"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lslr_learns_step_sizes(cls, values: Any) -> Any:
-        lslr = isinstance(values, dict) and values.get("update") == "lslr"
-        return values | {"learn_inner_lr": True} if lslr else values
-
-
-class Train(_Section):
+class Train(Section):
     iterations: Count = Field(60_000, description="meta-iterations")
     meta_batch: Tasks = Field(32, description="tasks a meta-iteration")
     meta_lr: Rate = Field(1e-3, description="learning rate of the outer loop's Adam")
@@ -197,12 +150,12 @@ class Train(_Section):
     checkpoint_every: Count = Field(500, description="meta-iterations between writings of `last.pth`")
 
 
-class Eval(_Section):
+class Eval(Section):
     tasks: int = Field(1000, ge=2, le=1_000_000, description="tasks of an evaluation")
     steps: int = Field(10, ge=0, le=1000, description="accuracy is reported after 0, 1, ..., `steps` inner steps")
 
 
-class Run(_Section):
+class Run(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the initial weights and of the task streams")
     device: str = Field(
         "auto",
@@ -222,7 +175,7 @@ class Run(_Section):
     tensorboard: bool = Field(False, description="write TensorBoard event files (`pip install tensorboard`)")
 
 
-class Experiment(_Section):
+class Experiment(Section):
     """Everything that defines a run; unknown keys are refused."""
 
     data: Data = Data()

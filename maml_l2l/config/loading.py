@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from maml_l2l.config.experiment import Experiment
 from maml_l2l.config.problems import describe_problems
-from maml_l2l.config.yaml_values import apply_override, read_yaml
+from maml_l2l.config.yaml_values import apply_override, current_name, read_yaml
 from maml_l2l.system.errors import UserError
 
 
@@ -49,7 +49,7 @@ def with_overrides(
     values = experiment.model_dump()
     for key, value in overrides.items():
         if value is not None:
-            section, _, name = key.partition(".")
+            section, _, name = current_name(key).partition(".")
             values[section][name] = value
     for setting in settings:
         apply_override(values, setting)

@@ -14,6 +14,7 @@ from maml_l2l.system.files import open_regular, reason
 
 MAX_BYTES = 2**16  # of a config: 20 times what every key with a comment takes
 
+_RENAMED = {"algorithm.order": "algorithm.gradient"}
 _LONGEST_INT = 64  # bits; Python refuses to print numbers that are much longer
 
 
@@ -70,10 +71,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def current_name(key: str) -> str:
+    """`section.key` under the name that it has today."""
+    return _RENAMED.get(key, key)
+
+
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Set in `values` what `override`, `section.key=value` with a YAML value, says; `UserError` where it is no such."""
     key, equals, text = override.partition("=")
-    section, dot, name = key.strip().partition(".")
+    section, dot, name = current_name(key.strip()).partition(".")
     if not (equals and dot and section and name):
         raise UserError(f"--set {override}: expected section.key=value, for example train.iterations=2000.")
     try:

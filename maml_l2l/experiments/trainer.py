@@ -73,6 +73,7 @@ class MetaTrainer:
         workers = drawing_workers(self.experiment.run.workers, self.device)
         for tasks in self.training_tasks.batches(starts, count, self.device, workers):
             meta_lr = self._set_meta_lr(self.done)
+            self._set_annealed()
             loss, accuracy = self._meta_gradient(tasks)
             self.optimizer.step()
             self.done += 1
@@ -123,6 +124,7 @@ class MetaTrainer:
             optimizer=self.optimizer.state_dict() if with_optimizer else None,
             inner_lrs=None if self.learner.inner_lrs is None else self.learner.inner_lrs.detach(),
             transform=None if self.learner.transform is None else self.learner.transform.state_dict(),
+            norms=None if self.learner.norms is None else _detached(self.learner.norms.named_rows()),
             earlier_classes=self.earlier_classes,
         )
 
@@ -152,6 +154,14 @@ class MetaTrainer:
         self.optimizer.param_groups[0]["lr"] = meta_lr
         return meta_lr
 
+    def _set_annealed(self) -> None:
+        """What of the algorithm changes along training."""
+        algorithm = self.experiment.algorithm
+        if algorithm.second_order_from is not None:
+            self.learner.first_order = self.done < algorithm.second_order_from
+        if algorithm.multi_step_loss is not None:
+            self.learner.step_weights = step_weights(algorithm.inner_steps, self.done / algorithm.multi_step_loss)
+
     def _check_finite(self, loss: float) -> None:
         gradients = torch.stack([p.grad.sum() for p in self.learner.parameters() if p.requires_grad])
         if math.isfinite(loss) and gradients.isfinite().all():
@@ -163,6 +173,22 @@ class MetaTrainer:
             f"{(self.done + 1) * tasks - 1} of seed {self.experiment.run.seed}, split train). Its update was not "
             "applied, and the checkpoints written before it stay. Lower algorithm.inner_lr or train.meta_lr."
         )
+
+
+def step_weights(steps: int, faded: float) -> list[float] | None:
+    """Weights of the query losses after each inner step: MAML++'s, where `faded` of the way to the last alone is gone.
+
+    All start as 1 / steps. Those before the last fall to 3 % of that, and the last has the rest. From `faded` = 1 on it
+    is alone: None (Antoniou et al., 2019, section 4; the figures are those of their code).
+    """
+    if faded >= 1:
+        return None
+    others = max(1 - faded, 0.03) / steps
+    return [*[others] * (steps - 1), 1 - others * (steps - 1)]
+
+
+def _detached(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def _check_processes(meta_batch: int) -> None:
