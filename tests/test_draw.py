@@ -27,7 +27,7 @@ pytest.importorskip("httpx2")
 from starlette.testclient import TestClient
 
 from maml_l2l.data.class_folders import support_pictures
-from maml_l2l.page import app, learning
+from maml_l2l.page import app, learning, pictures, server
 from maml_l2l.page.guard import Guard
 from maml_l2l.page.learning import Answers
 from maml_l2l.page.networks import find_networks
@@ -196,8 +196,7 @@ def test_a_picture_is_turned_and_made_small(client):
 
 def test_a_support_set_becomes_a_zip_that_predict_takes_and_comes_back(client, tmp_path):
     names = ["fish", "../a/b", "con", "train", "test", ".", "a_b", "FISH", "<img src=x onerror=alert(1)>", "é" * 90]
-    pictures = [[coded(path) for path in SUPPORT[:2]]] * len(names)
-    classes = [{"name": name, "pictures": of_class} for name, of_class in zip(names, pictures, strict=True)]
+    classes = [{"name": name, "pictures": [coded(path) for path in SUPPORT[:2]]} for name in names]
     response = client.post("/api/zip", json={"classes": classes})
     archive = zipfile.ZipFile(io.BytesIO(response.content))
     archive.extractall(tmp_path)
@@ -252,6 +251,12 @@ BOMB = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", HEADER) + chunk(b"IDAT", b"") + chu
 )
 def test_a_hostile_archive_is_refused(client, content, message):
     refused(raw(client, content, "unzip", "application/zip"), 422, message)
+
+
+def test_an_archive_that_unpacks_to_too_much_in_all_is_refused(client, monkeypatch):
+    content = zipped(**{"a/1.png": SUPPORT[0].read_bytes(), "b/1.png": SUPPORT[1].read_bytes()})
+    monkeypatch.setattr(pictures, "_MOST_UNPACKED", 3000)
+    refused(raw(client, content, "unzip", "application/zip"), 422, "the archive unpacks to more than")
 
 
 # --- what is asked wrongly ---
@@ -398,7 +403,17 @@ def test_a_signal_ends_the_command_at_once(tmp_path, number, status):
         done = finish(timeout=10)
         connection.close()
     assert (done.returncode, done.stderr) == (status, f"stopped by {number.name}: the page is closed.\n")
-    assert done.stdout == f"draw at http://127.0.0.1:{port}/  (Ctrl-C ends it)\n"
+
+
+def test_the_browser_opens_at_the_address_that_is_printed(monkeypatch, caplog):
+    def open_browser(address):
+        assert urllib.request.urlopen(address).status == 200
+        assert f"draw at {address}  (Ctrl-C ends it)" in caplog.text
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server.webbrowser, "open", open_browser)
+    with pytest.raises(KeyboardInterrupt):
+        server.serve_page("drawings", "127.0.0.1", 0, browser=True)
 
 
 def test_mistakes_end_the_command_with_one_line():
