@@ -1,6 +1,7 @@
 """The page on which a network learns signs: what its server answers, and whom it refuses."""
 
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -26,6 +27,9 @@ pytest.importorskip("httpx2")
 
 from starlette.testclient import TestClient
 
+from maml_l2l.algorithms import build_learner
+from maml_l2l.checkpoints.checkpoint import load_pretrained, save_checkpoint
+from maml_l2l.config import with_overrides
 from maml_l2l.data.class_folders import support_pictures
 from maml_l2l.page import app, learning, pictures, server
 from maml_l2l.page.guard import Guard
@@ -101,6 +105,30 @@ def test_an_answer_is_the_classifiers_after_every_number_of_steps(client, networ
         assert [one["problem"] for one in found[part]] == [None] * len(paths)
         for one, pixels in zip(found[part], classifier.pixels(paths), strict=True):
             assert np.array_equal(np.asarray(picture_of(one["seen"])), pixels[0])
+
+
+def test_a_network_for_photographs_takes_photographs(tmp_path):
+    checkpoint = load_pretrained("omniglot_5w5s")
+    folder = {"data.name": "folder", "data.channels": 3, "data.image_size": 32, "data.invert": False, "model.filters": 4}
+    experiment = with_overrides(checkpoint.experiment, {**folder, "algorithm.learn_inner_lr": False}, "the test")
+    backbone = {**checkpoint.backbone, "channels": 3, "filters": 4}
+    weights = build_learner(experiment.algorithm, backbone).module.state_dict()
+    mine = dataclasses.replace(
+        checkpoint, config=experiment.model_dump(), backbone=backbone, weights=weights, inner_lrs=None
+    )
+    save_checkpoint(mine, tmp_path / "mine.pth")
+    networks = find_networks(str(tmp_path / "mine.pth"), tmp_path)
+    assert not networks[str(tmp_path / "mine.pth")].drawings
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    asked = json.dumps(question(files, str(tmp_path / "mine.pth"), files))
+    found = Answers(networks).answer(learning.Question.model_validate_json(asked))
+    classifier = FewShotClassifier(tmp_path / "mine.pth").fit(files, ["a", "b"])
+    np.testing.assert_allclose([one["probabilities"][-1] for one in found["queries"]], classifier.predict_proba(files))
+    seen = np.stack([np.asarray(picture_of(one["seen"])).transpose(2, 0, 1) for one in found["queries"]])
+    assert np.array_equal(seen, classifier.pixels(files)) and seen.shape == (2, 3, 32, 32)
 
 
 def test_what_is_wrong_with_a_drawing_is_said(client, tmp_path):

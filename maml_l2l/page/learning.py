@@ -84,7 +84,7 @@ class Answers:
         network = self._networks[question.network]
         support = _decoded(pictures, "picture")
         labels = np.repeat(np.arange(len(digests)), [len(of_class) for of_class in digests])
-        classifier = FewShotClassifier(_loaded(network.path)).fit(support, labels)
+        classifier = FewShotClassifier(_loaded(network.path)).fit(support, labels.tolist())
         own = _finite(classifier.predict_proba_by_step(support))[:, np.arange(len(labels)), labels]
         loss = -np.log(own.clip(np.finfo(np.float32).tiny)).mean(1)
         # A stroke changes one picture: the others were seen before.
@@ -124,7 +124,7 @@ def _seen(classifier: FewShotClassifier, pictures: list[Image.Image], drawings: 
     return [{"seen": pixels_url(one), "problem": drawing_problem(one[0]) if drawings else None} for one in pixels]
 
 
-def _finite(probabilities: Any) -> np.ndarray:
+def _finite(probabilities: Any) -> np.ndarray[Any, Any]:
     found = np.asarray(probabilities)
     if not np.isfinite(found).all():
         raise UserError("this network's inner steps diverge on these pictures. Choose another network.")

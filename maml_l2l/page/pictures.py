@@ -49,7 +49,7 @@ def small_picture(content: bytes, name: str) -> str:
         raise UserError(f"the picture {name} is damaged ({error}). Replace or remove it.") from None
 
 
-def pixels_url(pixels: np.ndarray) -> str:
+def pixels_url(pixels: np.ndarray[Any, Any]) -> str:
     """What the network sees, (C, H, W) uint8, as the data URL of a PNG file."""
     return _data_url(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)), "PNG")
 
@@ -94,7 +94,7 @@ def pictures_in_zip(content: bytes) -> list[dict[str, Any]]:
     is damaged, or holds too much or no picture.
     """
     try:
-        with open_zip(io.BufferedReader(io.BytesIO(content))) as archive:  # type: ignore[arg-type]
+        with open_zip(io.BufferedReader(io.BytesIO(content))) as archive:
             files = [info for info in archive.infolist() if not info.is_dir() and _counts(info.filename)]
             _check_sizes(files)
             return [
