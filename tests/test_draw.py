@@ -109,7 +109,13 @@ def test_an_answer_is_the_classifiers_after_every_number_of_steps(client, networ
 
 def test_a_network_for_photographs_takes_photographs(tmp_path):
     checkpoint = load_pretrained("omniglot_5w5s")
-    folder = {"data.name": "folder", "data.channels": 3, "data.image_size": 32, "data.invert": False, "model.filters": 4}
+    folder = {
+        "data.name": "folder",
+        "data.channels": 3,
+        "data.image_size": 32,
+        "data.invert": False,
+        "model.filters": 4,
+    }
     experiment = with_overrides(checkpoint.experiment, {**folder, "algorithm.learn_inner_lr": False}, "the test")
     backbone = {**checkpoint.backbone, "channels": 3, "filters": 4}
     weights = build_learner(experiment.algorithm, backbone).module.state_dict()
