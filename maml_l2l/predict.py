@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os
 
 from maml_l2l import commands
-from maml_l2l.pretrained import DEFAULT
+from maml_l2l.pretrained import DEFAULT, find_checkpoint
+from maml_l2l.system.files import check_outputs, user_path, write_json
 
 
 def main() -> None:
@@ -18,17 +19,35 @@ def main() -> None:
     parser.add_argument(
         "--model",
         metavar="CHECKPOINT",
+        type=os.path.expanduser,
         default=DEFAULT,
         help=f"a .pth file, or a name in pretrained/ (default: {DEFAULT})",
     )
-    parser.add_argument("--support", metavar="DIR", required=True, type=Path, help="one folder of pictures per class")
     parser.add_argument(
-        "--query", metavar="FILE_OR_DIR", required=True, nargs="+", type=Path, help="pictures, and folders of pictures"
+        "--support",
+        metavar="DIR",
+        required=True,
+        type=user_path,
+        help="one folder of pictures per class",
     )
+    parser.add_argument(
+        "--query",
+        metavar="FILE_OR_DIR",
+        required=True,
+        nargs="+",
+        type=user_path,
+        help="pictures, and folders of pictures",
+    )
+    parser.add_argument("--skip_damaged", action="store_true", help="leave out pictures that cannot be read")
     parser.add_argument("--steps", type=int, metavar="N", help="inner steps (default: as many as in training)")
     commands.add_set_option(parser, example="model.name=package.module:factory")
-    parser.add_argument("--json", metavar="FILE", help="write all probabilities as JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw all pictures, what the network sees, and its predictions")
+    parser.add_argument("--json", metavar="FILE", type=user_path, help="write all probabilities as JSON")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=user_path,
+        help="draw all pictures, what the network sees, and its predictions",
+    )
     commands.add_version_option(parser)
     _predict(parser.parse_args())
 
@@ -37,18 +56,22 @@ def _predict(arguments: argparse.Namespace) -> None:
     # PyTorch and learn2learn load here, not for --help
     from maml_l2l.checkpoints.checkpoint import load_pretrained
     from maml_l2l.data.class_folders import query_pictures, support_pictures
+    from maml_l2l.data.given_pictures import readable_pictures
     from maml_l2l.data.pictures import thumbnails
     from maml_l2l.prediction import FewShotClassifier
-    from maml_l2l.pretrained import find_checkpoint
     from maml_l2l.reports import plots, tables
-    from maml_l2l.system.files import check_outputs, write_json
 
     commands.use_named_backbone(arguments.set, alone=True)
     model = find_checkpoint(arguments.model)
-    classifier = FewShotClassifier(load_pretrained(model), arguments.steps)
+    checkpoint = load_pretrained(model)
     examples, labels = support_pictures(arguments.support)
     queries = query_pictures(arguments.query)
     check_outputs([arguments.json, arguments.plot], [model, *examples, *queries])
+    if arguments.skip_damaged:
+        class_of = dict(zip(examples, labels, strict=True))
+        examples, queries = (readable_pictures(paths, checkpoint.experiment.data) for paths in (examples, queries))
+        labels = [class_of[path] for path in examples]
+    classifier = FewShotClassifier(checkpoint, arguments.steps)
     probabilities = classifier.fit(examples, labels).predict_proba(queries)
     found = tables.prediction_rows(queries, classifier.classes_.tolist(), probabilities)
     if arguments.json:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import user_path
 
 # `pretrained/` of the checkout, which a wheel carries inside the package; setup.py puts it there.
 _FOLDERS = (Path(__file__).parent / "pretrained_networks", Path(__file__).parents[1] / "pretrained")
@@ -23,7 +24,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     ending. Everything else is a path and comes back as it is, whether a file is there or not. For example,
     `find_checkpoint("omniglot_5w1s")`. Raises `UserError`, with the names that there are, where a name is none.
     """
-    path = Path(name_or_path)
+    path = user_path(name_or_path)
     if isinstance(name_or_path, Path) or not re.fullmatch(r"[\w-]+", name_or_path) or path.is_file():
         return path
     files = pretrained_files()

@@ -192,7 +192,7 @@ def test_too_small_a_gpu_is_a_user_error_and_other_failures_keep_their_traceback
     assert left.value.code == 2
     assert capsys.readouterr().err == (
         "error: CUDA out of memory. Tried to allocate 20.00 GiB. Work on fewer tasks at once: "
-        "--set algorithm.task_chunk=1, or more.\n"
+        "--set algorithm.task_chunk=1, or more; or keep fewer inner steps: --set algorithm.recompute=sqrt.\n"
     )
     with pytest.raises(RuntimeError, match="a bug"):
         commands.run(broken)

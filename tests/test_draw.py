@@ -218,7 +218,7 @@ def test_a_picture_is_turned_and_made_small(client):
     assert (small.format, small.size) == ("JPEG", (128, 512))
     for image, mode in (
         (Image.new("RGBA", (20, 30), (0, 0, 0, 0)), "RGBA"),
-        (Image.fromarray(np.full((30, 20), 40_000, np.uint16)), "I;16"),
+        (Image.fromarray(np.full((30, 20), 40_000, np.uint16)), "L"),
         (Image.new("P", (600, 20), 3), "RGB"),
         (Image.new("1", (20, 30), 1), "1"),
     ):
@@ -229,7 +229,19 @@ def test_a_picture_is_turned_and_made_small(client):
 
 
 def test_a_support_set_becomes_a_zip_that_predict_takes_and_comes_back(client, tmp_path):
-    names = ["fish", "../a/b", "con", "train", "test", ".", "a_b", "FISH", "<img src=x onerror=alert(1)>", "é" * 90]
+    names = [
+        "fish",
+        "../a/b",
+        "con",
+        "train",
+        "test",
+        ".",
+        "a_b",
+        "FISH",
+        "lost+found",
+        "<img src=x onerror=alert(1)>",
+        "é" * 90,
+    ]
     classes = [{"name": name, "pictures": [coded(path) for path in SUPPORT[:2]]} for name in names]
     response = client.post("/api/zip", json={"classes": classes})
     archive = zipfile.ZipFile(io.BytesIO(response.content))
@@ -256,7 +268,7 @@ def zipped(**files):
 def test_an_archive_is_read_as_predict_reads_its_folder(client):
     content = zipped(
         **{"a/1.png": SUPPORT[0].read_bytes(), "b/1.png": SUPPORT[1].read_bytes(), "../../c/1.png": b"x"},
-        **{"a/notes.txt": b"x", "__MACOSX/a/1.png": b"x", "a/.hidden.png": b"x", "Thumbs.db": b"x"},
+        **{"a/notes.txt": b"x", "__MACOSX/a/1.png": b"x", "a/.hidden.png": b"x", "a/@eaDir/1.png": b"x"},
     )
     found = raw(client, content, "unzip", "application/zip").json()["files"]
     assert [one["path"] for one in found] == ["a/1.png", "b/1.png"]

@@ -93,7 +93,7 @@ def test_what_is_not_there_and_folders_without_pictures_are_refused(tmp_path):
         UserError, match=r"there is no folder .*nowhere. Name one that holds a folder of pictures for each"
     ):
         support_pictures(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"there is no folder .*notes.txt. Name one"):
+    with pytest.raises(UserError, match=r"notes.txt is a file. Name the folder that holds a folder of pictures for ea"):
         support_pictures(tmp_path / "notes.txt")
     with pytest.raises(
         UserError, match=r"there is no file or folder .*nowhere.png. Name pictures, or folders that hold"

@@ -16,7 +16,7 @@ from maml_l2l.config.problems import shown
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system.errors import UserError
-from maml_l2l.system.files import write_atomically
+from maml_l2l.system.files import user_path, write_atomically
 from maml_l2l.system.torch_files import load_torch_file, save_torch_file
 
 FORMAT = "maml_l2l checkpoint"
@@ -165,7 +165,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path, previous: Path | N
     >>> checkpoint = maml_l2l.load_checkpoint("runs/glyphs/last.pth")
     >>> maml_l2l.save_checkpoint(dataclasses.replace(checkpoint, optimizer=None), "slim.pth")
     """
-    path = Path(path)
+    path = user_path(path)
     checked = checked_contents(vars(checkpoint), Checkpoint, f"what should go to {path}", "Nothing was written.")
     content = {"format": FORMAT, "version": VERSION, **checked}
 
@@ -192,7 +192,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     >>> learner = checkpoint.learner()  # a VectorizedMAML with these weights
     """
     try:
-        content = load_torch_file(Path(path), "checkpoint", MAX_BYTES)
+        content = load_torch_file(user_path(path), "checkpoint", MAX_BYTES)
     except UserError as error:
         raise UserError(f"{error} {_REMEDY}") from None
     if type(content) is not dict or content.pop("format", None) != FORMAT:

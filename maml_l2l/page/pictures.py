@@ -11,10 +11,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from maml_l2l.data.class_folders import may_be_picture
-from maml_l2l.data.pictures import decoded_picture
+from maml_l2l.data.depth import UnknownRange, eight_bits
+from maml_l2l.data.folder_contents import may_be_class, may_be_picture
+from maml_l2l.data.pictures import decoded_picture, upright
 from maml_l2l.data.splits import SPLITS
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.zip_files import open_zip, read_entry
@@ -24,7 +25,7 @@ MOST_PICTURES = 200  # of a support set
 _MOST_PIXELS = 50_000_000  # of a picture file
 _MOST_ENTRY, _MOST_UNPACKED = 2**25, 2**27  # bytes of an archive
 _LOSSY = {"JPEG", "MPO", "WEBP"}
-_KEPT_MODES = {"1", "L", "LA", "I", "I;16", "RGB", "RGBA"}
+_KEPT_MODES = {"1", "L", "LA", "RGB", "RGBA"}
 # What Windows keeps for itself, and what `find_classes` would take for the parts of a split.
 _TAKEN = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10)), *SPLITS}
 _LONGEST_NAME = 60  # characters, of at most four bytes each
@@ -36,15 +37,17 @@ def small_picture(content: bytes, name: str) -> str:
     It is turned as its EXIF orientation says, and keeps what is transparent. Raises `UserError`, which calls it `name`.
     """
     image = decoded_picture(content, name, _MOST_PIXELS)
-    lossy = image.format in _LOSSY and not image.has_transparency_data
+    lossy = image.format in _LOSSY
     try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode not in _KEPT_MODES:
+        image = upright(eight_bits(image) if image.mode != "1" else image)
+        if image.mode not in _KEPT_MODES or (image.mode != "1" and "transparency" in image.info):
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
         if max(image.size) > SIDE:
             image = image.convert("L") if image.mode == "1" else image  # which Pillow would not antialias
             image.thumbnail((SIDE, SIDE))
         return _data_url(image, "JPEG" if lossy and image.mode in ("L", "RGB") else "PNG")
+    except UnknownRange as error:
+        raise UserError(f"the picture {name} cannot be used: {error}.") from None
     except Exception as error:  # damaged metadata, and modes that no such file can have
         raise UserError(f"the picture {name} is damaged ({error}). Replace or remove it.") from None
 
@@ -84,7 +87,7 @@ def zip_of_classes(names: Sequence[str], pictures: Sequence[Sequence[bytes]]) ->
 def _folder_name(name: str) -> str:
     text = unicodedata.normalize("NFC", name)[:_LONGEST_NAME]
     text = "".join("_" if c in '<>:"/\\|?*' or not c.isprintable() else c for c in text).strip(" .") or "_"
-    return f"{text}_" if text.split(".")[0].casefold() in _TAKEN else text
+    return text if may_be_class(text) and text.split(".")[0].casefold() not in _TAKEN else f"{text}_"
 
 
 def pictures_in_zip(content: bytes) -> list[dict[str, Any]]:
@@ -109,7 +112,7 @@ def pictures_in_zip(content: bytes) -> list[dict[str, Any]]:
 
 def _counts(path: str) -> bool:
     parts = PurePosixPath(path).parts
-    return may_be_picture(parts[-1]) and not any(part.startswith((".", "__MACOSX")) for part in parts)
+    return may_be_picture(parts[-1]) and all(map(may_be_class, parts[:-1])) and not parts[-1].startswith(".")
 
 
 def _check_sizes(files: list[zipfile.ZipInfo]) -> None:

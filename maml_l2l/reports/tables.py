@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from maml_l2l.algorithms.calibration import Calibration
 from maml_l2l.algorithms.scores import Evaluation
 from maml_l2l.config import Experiment
 from maml_l2l.system.errors import printable
@@ -43,6 +45,14 @@ def evaluation_json(evaluation: Evaluation, protocol: dict) -> dict:
     rows = zip(evaluation.steps, evaluation.mean(), evaluation.ci95(), strict=True)
     accuracy = {str(step): {"mean": mean, "ci95": ci95} for step, mean, ci95 in rows}
     return {"accuracy": accuracy, **protocol}
+
+
+def calibration_table(temperature: float, rows: Sequence[Calibration]) -> str:
+    """The temperature, and what it does on tasks of each number of ways."""
+    lines = [f"temperature {temperature:.3f}", "ways   accuracy (%)   calibration error (%)   with the temperature"]
+    return "\n".join(
+        lines + [f"{row.ways:4d}   {row.accuracy:12.2f}   {row.before:21.2f}   {row.after:20.2f}" for row in rows]
+    )
 
 
 def prediction_rows(paths: list[str], classes: list, probabilities: np.ndarray) -> list[dict[str, Any]]:

@@ -549,7 +549,7 @@ function chart(svg, lines, top, [low, high], before) {
 
 const isPicture = (path) => {
   const name = path.split("/").pop().toLowerCase();
-  const hidden = path.split("/").some((part) => part.startsWith(".") || part === "__MACOSX");
+  const hidden = path.split("/").some((part) => /^(\.|__MACOSX$|@eaDir$)/.test(part));
   return !hidden && !/^(thumbs\.db|desktop\.ini)$|\.(txt|json|csv|md)$/.test(name);
 };
 
