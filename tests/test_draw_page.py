@@ -129,6 +129,10 @@ def test_it_opens_with_an_answer_and_learns_what_is_drawn(visit):
     assert page.locator("#chart-loss circle").count() == 2
 
     drawn = ink(page)
+    draw(page, page.locator("#query"), [[(0.5, 0.1)]])
+    assert ink(page) > drawn + 300
+    page.click("#undo")
+    assert ink(page) == drawn
     page.click("#undo")
     assert 0 < ink(page) < drawn
     page.click("#clear")

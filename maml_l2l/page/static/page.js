@@ -85,7 +85,7 @@ function paint(canvas, drawing, cursor = null) {
   Object.assign(context, { lineWidth: PEN * side, lineCap: "round", lineJoin: "round", strokeStyle: "#191817" });
   for (const stroke of drawing.strokes) {
     context.beginPath();
-    context.moveTo(stroke[0][0] * side, stroke[0][1] * side);
+    context.moveTo(stroke[0][0] * side - 0.1, stroke[0][1] * side); // not where the line goes, which would show no dot
     for (const [x, y] of stroke) context.lineTo(x * side, y * side);
     context.stroke();
   }
