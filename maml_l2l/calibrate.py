@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from maml_l2l import commands
 from maml_l2l.config import with_overrides
+from maml_l2l.pretrained import find_checkpoint
+from maml_l2l.system.files import check_outputs, user_path
 
 
 def main() -> None:
@@ -14,9 +17,19 @@ def main() -> None:
         prog="python -m maml_l2l.calibrate",
         description="Learn the temperature by which a checkpoint's probabilities mean what they say.",
     )
-    parser.add_argument("--model", metavar="CHECKPOINT", required=True, help="a .pth file, or a name in pretrained/")
-    parser.add_argument("--save_to", metavar="FILE", required=True, help="where the calibrated checkpoint goes")
-    parser.add_argument("--path", metavar="DATA", help="folder of the data set (default: the one of the checkpoint)")
+    parser.add_argument(
+        "--model",
+        metavar="CHECKPOINT",
+        required=True,
+        type=os.path.expanduser,
+        help="a .pth file, or a name in pretrained/",
+    )
+    parser.add_argument(
+        "--save_to", metavar="FILE", required=True, type=user_path, help="where the calibrated checkpoint goes"
+    )
+    parser.add_argument(
+        "--path", metavar="DATA", type=user_path, help="folder of the data set (default: the one of the checkpoint)"
+    )
     parser.add_argument(
         "--tasks", type=int, default=200, metavar="N", help="tasks of each number of ways (default: 200)"
     )
@@ -30,9 +43,7 @@ def main() -> None:
     from maml_l2l.checkpoints.checkpoint import load_pretrained, save_checkpoint
     from maml_l2l.experiments.calibration import calibrated
     from maml_l2l.experiments.evaluation import on_this_machine
-    from maml_l2l.pretrained import find_checkpoint
     from maml_l2l.reports import tables
-    from maml_l2l.system.files import check_outputs
 
     commands.use_named_backbone(arguments.set)
     model = find_checkpoint(arguments.model)

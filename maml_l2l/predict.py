@@ -24,11 +24,7 @@ def main() -> None:
         help=f"a .pth file, or a name in pretrained/ (default: {DEFAULT})",
     )
     parser.add_argument(
-        "--support",
-        metavar="DIR",
-        required=True,
-        type=user_path,
-        help="one folder of pictures per class",
+        "--support", metavar="DIR", required=True, type=user_path, help="one folder of pictures per class"
     )
     parser.add_argument(
         "--query",
@@ -40,16 +36,23 @@ def main() -> None:
     )
     parser.add_argument("--skip_damaged", action="store_true", help="leave out pictures that cannot be read")
     parser.add_argument("--steps", type=int, metavar="N", help="inner steps (default: as many as in training)")
+    parser.add_argument(
+        "--min_probability",
+        type=float,
+        metavar="P",
+        default=0.0,
+        help="answer `unsure` below it, from 0 to 1 (default: 0)",
+    )
     commands.add_set_option(parser, example="model.name=package.module:factory")
     parser.add_argument("--json", metavar="FILE", type=user_path, help="write all probabilities as JSON")
     parser.add_argument(
-        "--plot",
-        metavar="FILE",
-        type=user_path,
-        help="draw all pictures, what the network sees, and its predictions",
+        "--plot", metavar="FILE", type=user_path, help="draw all pictures, what the network sees, and its predictions"
     )
     commands.add_version_option(parser)
-    _predict(parser.parse_args())
+    arguments = parser.parse_args()
+    if not 0 <= arguments.min_probability <= 1:
+        parser.error(f"--min_probability: expected a number from 0 to 1, found {arguments.min_probability}")
+    _predict(arguments)
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -73,7 +76,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         labels = [class_of[path] for path in examples]
     classifier = FewShotClassifier(checkpoint, arguments.steps)
     probabilities = classifier.fit(examples, labels).predict_proba(queries)
-    found = tables.prediction_rows(queries, classifier.classes_.tolist(), probabilities)
+    found = tables.prediction_rows(queries, classifier.classes_.tolist(), probabilities, arguments.min_probability)
     if arguments.json:
         write_json(arguments.json, found)
     if arguments.plot:

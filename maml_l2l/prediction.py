@@ -88,6 +88,7 @@ class FewShotClassifier:
         checkpoint.check_ways(len(classes))
         device = find_device(experiment.run.device)
         self._learner, self._data = checkpoint.learner().to(device), experiment.data
+        self._temperature = checkpoint.temperature
         self._task = support[None].to(device) / 255, torch.from_numpy(indices)[None].to(device), len(classes)
         self.classes_, self.steps_ = classes, experiment.algorithm.inner_steps
         with torch.no_grad():
@@ -174,7 +175,7 @@ class FewShotClassifier:
         device = adapted.support.device
         with torch.no_grad():
             logits = [adapted.answer(part[None].to(device) / 255, "support")[:, 0] for part in parts]
-        return torch.cat(logits, dim=1).softmax(-1).cpu().numpy()
+        return (torch.cat(logits, dim=1) / self._temperature).softmax(-1).cpu().numpy()
 
 
 def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -65,7 +65,7 @@ def command(monkeypatch, capsys, module, *arguments):
 
 def options():
     """Every option of every command that takes a path, with its parser's type."""
-    for name in ("train", "eval", "predict", "download"):
+    for name in ("train", "eval", "predict", "calibrate", "download"):
         made = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(argparse.ArgumentParser, "parse_args", lambda self, made=made: made.append(self) or 1 / 0)

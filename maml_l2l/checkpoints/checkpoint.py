@@ -37,6 +37,7 @@ class Checkpoint:
     transform: state dict of the learned gradient transform, None where the config has none.
     norms: of each normalisation's scale and shift the values per inner step, None where the config has none per step.
     best_accuracy: percent, the highest validation accuracy so far.  metrics_bytes: size of `metrics.jsonl` then.
+    temperature: what predictions divide the outputs by, see `maml_l2l.experiments.calibration`.
     earlier_classes: names of the classes that trained the network of `model.pretrained`, and those before it.
     """
 
@@ -53,6 +54,7 @@ class Checkpoint:
     best_accuracy: float | None = None
     metrics_bytes: int = 0
     earlier_classes: tuple[str, ...] = ()
+    temperature: float = 1.0
 
     @property
     def experiment(self) -> Experiment:
@@ -84,6 +86,14 @@ class Checkpoint:
                 f"the checkpoint's head has {head} outputs, so it serves tasks of up to {head} classes, not of {ways}. "
                 f"Use fewer classes, or train with task.ways={ways}."
             )
+
+    def serves(self, ways: int) -> bool:
+        """Whether tasks of `ways` classes can be had; see `check_ways`."""
+        try:
+            self.check_ways(ways)
+        except UserError:
+            return False
+        return True
 
     def learner(self, algorithm: Algorithm | None = None) -> MetaLearner:
         """The engine that `algorithm` (None: that of the config) names, with these weights, in evaluation mode."""

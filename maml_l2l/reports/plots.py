@@ -72,7 +72,10 @@ def plot_predictions(
         for row, (name, pictures) in zip(places, shown.items(), strict=True):
             row[0].set_ylabel(_shortened(name), rotation=0, ha="right", va="center", fontsize=9)
             _draw(row, pictures)
-    titles = (f"{_shortened(found['class'])}\n{100 * found['probability']:.1f} %" for found in predictions)
+    titles = (
+        f"{'unsure: ' * found.get('unsure', False)}{_shortened(found['class'])}\n{100 * found['probability']:.1f} %"
+        for found in predictions
+    )
     _draw_titled(lower.subplots(query_rows, columns, squeeze=False).ravel(), queries, titles)
     _save_figure(figure, Path(path))
 

@@ -55,16 +55,19 @@ def calibration_table(temperature: float, rows: Sequence[Calibration]) -> str:
     )
 
 
-def prediction_rows(paths: list[str], classes: list, probabilities: np.ndarray) -> list[dict[str, Any]]:
+def prediction_rows(
+    paths: list[str], classes: list, probabilities: np.ndarray, least: float = 0.0
+) -> list[dict[str, Any]]:
     """For each picture its `path`, `class`, `probability`, and `runners_up`: the other classes, most probable first.
 
-    probabilities: (len(paths), len(classes)).
+    `unsure` says whether the probability is below `least`.  probabilities: (len(paths), len(classes)).
     """
     found = []
     for path, row in zip(paths, probabilities, strict=True):
         order = (-row).argsort(kind="stable")
         ranking = [{"class": classes[column], "probability": row[column].item()} for column in order]
-        found.append({"path": path, **ranking[0], "runners_up": ranking[1:]})
+        unsure = ranking[0]["probability"] < least
+        found.append({"path": path, **ranking[0], "unsure": unsure, "runners_up": ranking[1:]})
     return found
 
 
@@ -76,5 +79,7 @@ def predictions_text(predictions: list[dict]) -> str:
     lines = []
     for found in predictions:
         first, *others = (f"{one['class']} {100 * one['probability']:.1f} %" for one in [found, *found["runners_up"]])
+        if found.get("unsure"):
+            first, others = "unsure", [first, *others]
         lines.append(printable(f"{found['path']}: {first} ({', '.join(others[:_RUNNERS_UP])})"))
     return "\n".join(lines)
