@@ -8,7 +8,12 @@ from setuptools import find_packages, setup
 warnings.filterwarnings("ignore", message="Editable installation")
 
 setup(
-    packages=[*find_packages(include=["maml_l2l*"]), "maml_l2l.pretrained_networks"],
-    package_dir={"maml_l2l.pretrained_networks": "pretrained"},
-    package_data={"maml_l2l": ["py.typed"], "maml_l2l.pretrained_networks": ["*.pth", "names.json"]},
+    packages=[*find_packages(include=["maml_l2l*"]), "maml_l2l.pretrained_networks", "maml_l2l.sample_drawings"],
+    package_dir={"maml_l2l.pretrained_networks": "pretrained", "maml_l2l.sample_drawings": "examples/drawings"},
+    package_data={
+        "maml_l2l": ["py.typed"],
+        "maml_l2l.page": ["static/*"],
+        "maml_l2l.pretrained_networks": ["*.pth", "names.json"],
+        "maml_l2l.sample_drawings": ["support/*/*.png", "queries/*.png"],
+    },
 )

@@ -12,14 +12,15 @@ from PIL import Image, ImageDraw, ImageFilter
 _POINTS = 48  # of each stroke as the hand moves
 
 
-def _arc(x: float, y: float, radius: float, start: float, stop: float) -> np.ndarray:
+def arc(x: float, y: float, radius: float, start: float, stop: float) -> np.ndarray:
+    """Points (x, y) of a circle's part, from one angle to another, in degrees."""
     angle = np.deg2rad(np.linspace(start, stop, _POINTS))
     return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], 1)
 
 
 def _spiral() -> np.ndarray:
     turn = np.linspace(0.1, 1, _POINTS)
-    return _arc(0, 0, 1, 0, 900) * turn[:, None]
+    return arc(0, 0, 1, 0, 900) * turn[:, None]
 
 
 def _heart() -> np.ndarray:
@@ -31,13 +32,13 @@ def _heart() -> np.ndarray:
 # Each sign is a list of strokes: points (x, y) from -1 to 1, y down.
 SIGNS: dict[str, list] = {
     "arrow": [[(-1, 0), (1, 0)], [(0.4, -0.6), (1, 0), (0.4, 0.6)]],
-    "circle": [_arc(0, 0, 1, -90, 275)],
+    "circle": [arc(0, 0, 1, -90, 275)],
     "cross": [[(-0.9, -0.9), (0.9, 0.9)], [(0.9, -0.9), (-0.9, 0.9)]],
     "face": [
-        _arc(0, 0, 1, -90, 272),
+        arc(0, 0, 1, -90, 272),
         [(-0.38, -0.35), (-0.37, -0.3)],
         [(0.38, -0.35), (0.37, -0.3)],
-        _arc(0, 0.05, 0.5, 150, 30),
+        arc(0, 0.05, 0.5, 150, 30),
     ],
     "heart": [_heart()],
     "house": [[(-0.8, 0), (-0.8, 1), (0.8, 1), (0.8, 0)], [(-1, 0.05), (0, -1), (1, 0.05)], [(-0.9, 0), (0.9, 0)]],
@@ -166,7 +167,7 @@ def draw_sign(name: str, condition: Condition, rng: np.random.Generator) -> Imag
     """One drawing of the sign `name`."""
     width, height = condition.canvas
     half = rng.uniform(*condition.size) * min(width, height) / 2
-    paths = _by_hand(SIGNS[name], condition.turn, rng)
+    paths = by_hand(SIGNS[name], condition.turn, rng)
     everything = np.concatenate(paths)
     low, high = everything.min(0), everything.max(0)
     pen = rng.uniform(*condition.pen)
@@ -189,7 +190,7 @@ def draw_mixed(name: str, rng: np.random.Generator) -> Image.Image:
     return draw_sign(name, replace(condition, turn=15), rng)
 
 
-def _by_hand(strokes: list, turn: float, rng: np.random.Generator) -> list[np.ndarray]:
+def by_hand(strokes: list, turn: float, rng: np.random.Generator) -> list[np.ndarray]:
     """The strokes as one hand draws them once: tilted, stretched, each a little off and unsteady."""
     angle = np.deg2rad(rng.uniform(-turn, turn))
     tilt = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])

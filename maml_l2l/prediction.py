@@ -6,6 +6,7 @@ import inspect
 import os
 import reprlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -110,7 +111,8 @@ class FewShotClassifier:
         self._check_fitted()
         if self._on_the_way is None:
             with torch.no_grad():
-                self._on_the_way = self._learner.adapt_once(*self._task, range(self.steps_ + 1))
+                before = self._learner.adapt_once(*self._task, range(self.steps_))
+            self._on_the_way = replace(before, networks=[*before.networks, *self._adapted.networks])
         return self._probabilities(self._on_the_way, X)
 
     def score(self, X: Iterable[Any], y: Sequence[Any], sample_weight: Sequence[float] | None = None) -> float:

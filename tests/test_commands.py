@@ -23,7 +23,7 @@ def trained(glyphs_root, tmp_path_factory):
     return folder / "run", done
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "calibrate", "download"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "draw", "calibrate", "download"])
 def test_help_is_quick_and_does_not_import_torch(command):
     code = (
         f"import sys, time\nfrom maml_l2l.{command} import main\nsys.argv = ['{command}', '--help']\n"
@@ -37,7 +37,7 @@ def test_help_is_quick_and_does_not_import_torch(command):
     assert f"usage: python -m maml_l2l.{command}" in usage[0]
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "calibrate", "download"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "draw", "calibrate", "download"])
 def test_every_command_tells_its_version(command):
     done = run(f"maml_l2l.{command}", "--version")
     assert (done.returncode, done.stdout) == (0, f"maml_l2l {__version__}\n"), done.stderr

@@ -114,7 +114,7 @@ def test_a_wheel_carries_the_networks_and_every_package(tmp_path):
     if files.returncode:
         pytest.skip("this is not a git checkout")
     for name in files.stdout.splitlines():
-        if name.startswith(("maml_l2l/", "pretrained/", "setup", "README", "pyproject", "LICENSE")):
+        if name.startswith(("maml_l2l/", "pretrained/", "examples/", "setup", "README", "pyproject", "LICENSE")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / name).exists():
                 (source / name).write_bytes((ROOT / name).read_bytes())
@@ -126,6 +126,10 @@ def test_a_wheel_carries_the_networks_and_every_package(tmp_path):
     found = done.stdout.splitlines()
     assert len(found) == len(pretrained.pretrained_files()), done.stderr
     assert all(path.startswith(str(tmp_path / "installed" / "maml_l2l")) for path in found)
+    for of_wheel, of_checkout in (("sample_drawings", "examples/drawings"), ("page/static", "maml_l2l/page/static")):
+        folders = tmp_path / "installed/maml_l2l" / of_wheel, ROOT / of_checkout
+        carried, expected = ({path.relative_to(folder) for path in folder.rglob("*.*")} for folder in folders)
+        assert carried == expected and expected
     modules = {path.relative_to(ROOT) for path in (ROOT / "maml_l2l").rglob("*.py")}
     installed = {path.relative_to(tmp_path / "installed") for path in (tmp_path / "installed").rglob("*.py")}
     assert installed == modules

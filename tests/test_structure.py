@@ -17,8 +17,9 @@ ROOMS = [
     ["checkpoints"],
     ["reports"],
     ["experiments", "prediction"],
+    ["page"],
     ["commands"],
-    ["train", "eval", "predict", "calibrate", "download"],
+    ["train", "eval", "predict", "draw", "calibrate", "download"],
     ["__init__"],  # the public names, which load their rooms when they are used; no room imports from it
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}

@@ -39,9 +39,8 @@ def contents(folder: str) -> Contents:
         entries = list(found)
     names = {entry.name for entry in entries}
     shown = [entry for entry in entries if not entry.name.startswith(".")]
-    folders = [entry for entry in shown if entry.is_dir()]
+    folders = [entry for entry in shown if entry.is_dir() and may_be_class(entry.name)]
     files = [entry for entry in shown if not entry.is_dir() and may_be_picture(entry.name)]
-    folders = [entry for entry in folders if entry.name.lower() not in _NOT_CLASSES]
     others = [entry for entry in files if entry.name not in run_files.NAMES]
     started = run_files.LOCK in names or {run_files.CONFIG, run_files.METRICS} <= names
     return Contents(folders, files, started and not any(map(_looks_like_picture, others)))
@@ -50,6 +49,11 @@ def contents(folder: str) -> Contents:
 def may_be_picture(name: str) -> bool:
     """Whether a file of this name counts among the pictures of its folder."""
     return name.lower() not in _NOT_PICTURES and os.path.splitext(name)[1].lower() not in _NOT_PICTURE_ENDINGS
+
+
+def may_be_class(name: str) -> bool:
+    """Whether a folder of this name counts among the classes, or holds some."""
+    return not name.startswith(".") and name.lower() not in _NOT_CLASSES
 
 
 def _looks_like_picture(entry: os.DirEntry[str]) -> bool:

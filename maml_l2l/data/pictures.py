@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from maml_l2l.data.ink import ink_pixels
 from maml_l2l.data.normalised_ink import normalised_ink
 from maml_l2l.system.errors import UserError, listing
 from maml_l2l.system.files import open_regular, reason, user_path
+
+_UsedT = TypeVar("_UsedT")
 
 _GAP = 3  # a JPEG is decoded at so many times the size that it gets, at least
 
@@ -79,13 +83,33 @@ def read_picture(path: str | Path, data: Data) -> np.ndarray:
     Raises `UserError` where it is no picture, is damaged, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
     path = user_path(path)
+    with _reading(path), open_regular(path) as file:
+        return _used(file, path, Image.MAX_IMAGE_PIXELS, lambda image: _pixels(image, data))
+
+
+def decoded_picture(content: bytes, name: str, most_pixels: int) -> Image.Image:
+    """The picture that the `content` of an image file holds, decoded, the first frame where there are several.
+
+    Raises `UserError`, which calls it `name`, as `read_picture` does, before more than `most_pixels` are decoded.
+    """
+    with _reading(name):
+        return _used(io.BytesIO(content), name, most_pixels, lambda image: (image.load(), image)[1])
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says."""
+    return _turned(image, _turn(image))
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Turn what opening and decoding `path` raises into `UserError`. A string is a name, of no file."""
     try:
-        with open_regular(path) as file:
-            return _pixels_in(file, data, path)
+        yield
     except UserError:
         raise
     except UnidentifiedImageError:
-        if is_archive(path):
+        if isinstance(path, Path) and is_archive(path):
             raise UserError(f"{path} is an archive. Unpack it, and name the folder.") from None
         raise UserError(f"{path} is not a picture that Pillow can read. Replace or remove it.") from None
     except Image.DecompressionBombError as error:
@@ -106,17 +130,26 @@ def thumbnails(paths: Sequence[str | Path], side: int = 112) -> torch.Tensor:
     return torch.from_numpy(np.stack([read_picture(path, whole) for path in paths]))
 
 
-def _pixels_in(file: BinaryIO, data: Data, path: Path) -> np.ndarray:
-    """Raises `UserError` where the picture is too large or needs another reader, and almost any error else."""
+def _used(file: BinaryIO, path: str | Path, most: int | None, use: Callable[[Image.Image], _UsedT]) -> _UsedT:
+    """What `use` makes of the picture in `file`, of `most` pixels at most.
+
+    Raises `UserError` where the picture is too large or needs another reader, and almost any error else.
+    """
+
+    def opened(file: BinaryIO) -> _UsedT:
+        with Image.open(file, formats=formats()) as image:
+            _check_size(image, path, most)
+            return use(image)
+
     try:
-        return _decoded(file, data, path)
+        return opened(file)
     except (UserError, UnknownRange, Image.DecompressionBombError, MemoryError):
         raise
     except UnidentifiedImageError:
         found = foreign_format(file)
         if found == "HEIC" and add_heif_reader():
             file.seek(0)
-            return _decoded(file, data, path)
+            return opened(file)
         if found is not None:
             more = "pip install pillow-heif has it read" if found == "HEIC" else "Pillow from 11.3 on does"
             raise UserError(
@@ -130,15 +163,13 @@ def _pixels_in(file: BinaryIO, data: Data, path: Path) -> np.ndarray:
         kept = png_pixels(file)
         if kept is None:
             raise
-    return _decoded(kept, data, path)
+    return opened(kept)
 
 
-def _decoded(file: BinaryIO, data: Data, path: Path) -> np.ndarray:
-    with Image.open(file, formats=formats()) as image:
-        _check_size(image, path)
-        if data.name == "folder" and data.ink != "normalised":
-            _shrink_on_load(image, data)
-        return picture_pixels(image, data)
+def _pixels(image: Image.Image, data: Data) -> np.ndarray:
+    if data.name == "folder" and data.ink != "normalised":
+        _shrink_on_load(image, data)
+    return picture_pixels(image, data)
 
 
 def _shrink_on_load(image: Image.Image, data: Data) -> None:
@@ -148,8 +179,7 @@ def _shrink_on_load(image: Image.Image, data: Data) -> None:
         image.draft("L" if data.channels == 1 else None, tuple(math.ceil(target * side) for side in image.size))
 
 
-def _check_size(image: Image.Image, path: str | Path) -> None:
-    most = Image.MAX_IMAGE_PIXELS
+def _check_size(image: Image.Image, path: str | Path, most: int | None) -> None:
     if most is not None and image.width * image.height > most:
         size = f"{image.width} x {image.height} pixels"
         raise UserError(f"the picture {path} is too large: {size}, more than {most} in all. Scale it down.")
