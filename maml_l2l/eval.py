@@ -13,7 +13,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m maml_l2l.eval", description="Accuracy of a checkpoint on tasks of unseen classes."
     )
-    parser.add_argument("--model", metavar="CHECKPOINT", required=True, help="a .pth file, or a name in pretrained/")
+    parser.add_argument(
+        "--model",
+        metavar="CHECKPOINT",
+        required=True,
+        help="a .pth file, a name in pretrained/, photos, timm:NAME or torchvision:NAME",
+    )
     parser.add_argument("--path", metavar="DATA", help="folder of the data set (default: the one of the checkpoint)")
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="classes (default: test)")
     parser.add_argument("--tasks", type=int, help="number of tasks (default: the checkpoint's eval.tasks)")
@@ -31,14 +36,13 @@ def main() -> None:
     # PyTorch and learn2learn load here, not for --help
     from maml_l2l.checkpoints.checkpoint import load_pretrained
     from maml_l2l.experiments.evaluation import evaluate, on_this_machine
-    from maml_l2l.pretrained import find_checkpoint
+    from maml_l2l.pretrained import files_of
     from maml_l2l.reports import plots, tables
     from maml_l2l.system.files import check_outputs, write_json
 
-    commands.use_named_backbone(arguments.set)
-    model = find_checkpoint(arguments.model)
-    check_outputs([arguments.json, arguments.plot], [model])
-    checkpoint = load_pretrained(model)
+    given = commands.use_named_backbone(arguments.set)
+    check_outputs([arguments.json, arguments.plot], files_of(arguments.model))
+    checkpoint = load_pretrained(arguments.model, given.get("weights"))
     trained = on_this_machine(checkpoint.experiment)
     experiment = with_overrides(trained, _overrides(arguments), "the command line", arguments.set)
     if experiment.data.name == "folder":

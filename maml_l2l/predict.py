@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from maml_l2l import commands
-from maml_l2l.pretrained import DEFAULT
+from maml_l2l.pretrained import DEFAULT, PHOTOS
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         "--model",
         metavar="CHECKPOINT",
         default=DEFAULT,
-        help=f"a .pth file, or a name in pretrained/ (default: {DEFAULT})",
+        help=f"a .pth file, a name in pretrained/, or {PHOTOS} for photographs (default: {DEFAULT})",
     )
     parser.add_argument("--support", metavar="DIR", required=True, type=Path, help="one folder of pictures per class")
     parser.add_argument(
@@ -39,16 +39,16 @@ def _predict(arguments: argparse.Namespace) -> None:
     from maml_l2l.data.class_folders import query_pictures, support_pictures
     from maml_l2l.data.pictures import thumbnails
     from maml_l2l.prediction import FewShotClassifier
-    from maml_l2l.pretrained import find_checkpoint
+    from maml_l2l.pretrained import files_of
     from maml_l2l.reports import plots, tables
     from maml_l2l.system.files import check_outputs, write_json
 
-    commands.use_named_backbone(arguments.set, alone=True)
-    model = find_checkpoint(arguments.model)
-    classifier = FewShotClassifier(load_pretrained(model), arguments.steps)
+    given = commands.use_named_backbone(arguments.set, only=["model.name", "model.weights"])
+    files = files_of(arguments.model)
+    classifier = FewShotClassifier(load_pretrained(arguments.model, given.get("weights")), arguments.steps)
     examples, labels = support_pictures(arguments.support)
     queries = query_pictures(arguments.query)
-    check_outputs([arguments.json, arguments.plot], [model, *examples, *queries])
+    check_outputs([arguments.json, arguments.plot], [*files, *examples, *queries])
     probabilities = classifier.fit(examples, labels).predict_proba(queries)
     found = tables.prediction_rows(queries, classifier.classes_.tolist(), probabilities)
     if arguments.json:
