@@ -17,8 +17,9 @@ BACKBONES = ("conv4", "resnet12", "mlp")  # the built-in ones
 MAX_FILTERS = 1024  # so that no number in a file makes a network that no machine holds
 
 # What is unset beside a network that has learned already: each task has a head of its own, and the rest learns slowly.
+# Tasks then share all convolutions, of which the loop is the faster one.
 _USUAL: dict[str, dict[str, Any]] = {
-    "algorithm": {"head": "prototype", "adapt": "head", "inner_steps": 0},
+    "algorithm": {"head": "prototype", "adapt": "head", "inner_steps": 0, "engine": "loop"},
     "train": {"meta_lr": 1e-4},
 }
 
