@@ -41,7 +41,7 @@ def head_learner(learner: MetaLearner) -> MetaLearner | None:
         return None
     other = type(learner)(_HeadAlone(network.head), learner.lr)
     settings = {name: value for name, value in vars(learner).items() if not name.startswith("_")}
-    vars(other).update(settings | ({"compiled": False} if "compiled" in settings else {}))
+    other.__dict__.update(settings | ({"compiled": False} if "compiled" in settings else {}))
     if learner.inner_lrs is not None:
         other.inner_lrs = nn.Parameter(learner.inner_lrs[:, [names.index(WEIGHT), names.index(BIAS)]])
     return other
