@@ -10,28 +10,7 @@ from maml_l2l.config import with_overrides
 
 def main() -> None:
     """Parse the command line, evaluate, report."""
-    parser = argparse.ArgumentParser(
-        prog="python -m maml_l2l.eval", description="Accuracy of a checkpoint on tasks of unseen classes."
-    )
-    parser.add_argument(
-        "--model",
-        metavar="CHECKPOINT",
-        required=True,
-        help="a .pth file, a name in pretrained/, photos, timm:NAME or torchvision:NAME",
-    )
-    parser.add_argument("--path", metavar="DATA", help="folder of the data set (default: the one of the checkpoint)")
-    parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="classes (default: test)")
-    parser.add_argument("--tasks", type=int, help="number of tasks (default: the checkpoint's eval.tasks)")
-    parser.add_argument("--n_way", type=int, help="classes a task (default: as trained)")
-    parser.add_argument("--k_shot", type=int, help="support images a class (default: as trained)")
-    parser.add_argument("--n_query", type=int, help="query images a class (default: as trained)")
-    parser.add_argument("--steps", type=int, help="inner steps (default: the checkpoint's eval.steps)")
-    parser.add_argument("--normalisation", choices=["batch", "support"], help="statistics used (default: as trained)")
-    commands.add_set_option(parser, example="data.invert=true")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw accuracy against inner steps")
-    commands.add_version_option(parser)
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
 
     # PyTorch and learn2learn load here, not for --help
     from maml_l2l.checkpoints.checkpoint import load_pretrained
@@ -57,6 +36,31 @@ def main() -> None:
         plots.plot_evaluation(evaluation, arguments.plot, tables.evaluation_title(protocol))
     print(tables.evaluation_title(protocol))
     print(tables.evaluation_table(evaluation))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m maml_l2l.eval", description="Accuracy of a checkpoint on tasks of unseen classes."
+    )
+    parser.add_argument(
+        "--model",
+        metavar="CHECKPOINT",
+        required=True,
+        help="a .pth file, a name in pretrained/, photos, timm:NAME or torchvision:NAME",
+    )
+    parser.add_argument("--path", metavar="DATA", help="folder of the data set (default: the one of the checkpoint)")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="classes (default: test)")
+    parser.add_argument("--tasks", type=int, help="number of tasks (default: the checkpoint's eval.tasks)")
+    parser.add_argument("--n_way", type=int, help="classes a task (default: as trained)")
+    parser.add_argument("--k_shot", type=int, help="support images a class (default: as trained)")
+    parser.add_argument("--n_query", type=int, help="query images a class (default: as trained)")
+    parser.add_argument("--steps", type=int, help="inner steps (default: the checkpoint's eval.steps)")
+    parser.add_argument("--normalisation", choices=["batch", "support"], help="statistics used (default: as trained)")
+    commands.add_set_option(parser, example="data.invert=true")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--plot", metavar="FILE", help="draw accuracy against inner steps")
+    commands.add_version_option(parser)
+    return parser
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, object]:

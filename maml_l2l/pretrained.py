@@ -48,8 +48,8 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     files = pretrained_files()
     if name_or_path not in files:
         raise UserError(
-            f"there is no pretrained network {name_or_path}. Give the path of a .pth file, {PHOTOS} for photographs, "
-            f"or one of these names: {', '.join(files) or 'none, as this installation came without them'}."
+            f"there is no pretrained network {name_or_path}. Give the path of a .pth file, or one of these names: "
+            f"{', '.join([*files, PHOTOS]) if files else 'none, as this installation came without them'}."
         )
     return files[name_or_path]
 

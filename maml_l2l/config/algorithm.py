@@ -91,8 +91,8 @@ class Algorithm(Section):
             )
         if self.inner_steps == 0 and (self.head == "learned" or self.learn_inner_lr or self.norm_per_step):
             raise ValueError(
-                "`algorithm.inner_steps: 0` is for `algorithm.head: prototype`, and learns nothing per step: take 1 or "
-                "more, or leave out `algorithm.learn_inner_lr` and `algorithm.norm_per_step`"
+                "`algorithm.inner_steps` should be at least 1, found 0: without a step only `algorithm.head: prototype` "
+                "learns of a task, and `algorithm.learn_inner_lr` and `algorithm.norm_per_step` learn nothing"
             )
         return self
 
