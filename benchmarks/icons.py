@@ -127,10 +127,15 @@ def drawings(root: Path) -> dict[str, list[tuple[str, Image.Image]]]:
 def different(classes: dict[str, list[tuple[str, Image.Image]]]) -> Iterator[str]:
     """The names of the classes, the largest first, that show nothing that another one before them shows."""
     seen: dict[str, list[np.ndarray]] = defaultdict(list)
+    everything: set[bytes] = set()
     for name in sorted(classes, key=lambda name: (-len(classes[name]), name)):
         drawn = [(maker, _small(image)) for maker, image in classes[name]]
-        if any(np.abs(np.stack(seen[m]) - image).mean((1, 2, 3)).min() <= _ALIKE for m, image in drawn if seen[m]):
+        exactly = {image.tobytes() for _, image in classes[name]}
+        if exactly & everything or any(
+            np.abs(np.stack(seen[m]) - image).mean((1, 2, 3)).min() <= _ALIKE for m, image in drawn if seen[m]
+        ):
             continue
+        everything |= exactly
         for maker, image in drawn:
             seen[maker].append(image)
         yield name

@@ -91,7 +91,7 @@ class Algorithm(Section):
             )
         if self.inner_steps == 0 and (self.head == "learned" or self.learn_inner_lr or self.norm_per_step):
             raise ValueError(
-                "`algorithm.inner_steps` should be at least 1, found 0: without a step only `algorithm.head: prototype` "
+                "`algorithm.inner_steps` should be at least 1, found 0: with no step only `algorithm.head: prototype` "
                 "learns of a task, and `algorithm.learn_inner_lr` and `algorithm.norm_per_step` learn nothing"
             )
         return self
