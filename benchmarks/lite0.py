@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from maml_l2l.system.errors import MissingPackage
+from maml_l2l.system.files import write_atomically
 from maml_l2l.system.torch_files import save_torch_file
 
 NAME = "timm:tf_efficientnet_lite0"
@@ -62,7 +63,7 @@ def lite0_file(folder: Path) -> Path:
     """A file of `lite0_weights()` in `folder`, for `model.weights`."""
     path = folder / "tf_efficientnet_lite0.pth"
     if not path.exists():
+        weights = lite0_weights()
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            save_torch_file(lite0_weights(), file)
+        write_atomically(path, lambda file: save_torch_file(weights, file))
     return path

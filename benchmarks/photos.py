@@ -41,16 +41,22 @@ _COMMON += ["train.schedule=cosine", "train.validate_tasks=40", "train.checkpoin
 TRAINED = {
     "Conv4, trained": [
         *("data.image_size=42", "model.downsample=max_pool", "algorithm.inner_lr=0.1", "algorithm.learn_inner_lr=true"),
-        *("task.ways=10", "train.meta_batch=4", "train.iterations=1000", "train.validate_every=250"),
+        *("task.ways=10", "train.meta_batch=4", "train.shift=3", "train.iterations=1000", "train.validate_every=250"),
     ],
     "ResNet-12, trained": [
         *("data.image_size=42", "model.name=resnet12", "algorithm.adapt=head", "algorithm.inner_steps=0"),
         *("algorithm.engine=loop", "task.ways=20", "train.meta_batch=1", "train.iterations=300"),
-        *("train.validate_every=100",),
+        *("train.shift=3", "train.validate_every=100"),
     ],
     "ImageNet body, meta-trained": [
         *(f"model.name={lite0.NAME}", "data.image_size=128", "task.ways=20", "train.meta_batch=1"),
-        *("train.meta_lr=0.0003", "train.iterations=500", "train.validate_every=250", "train.validate_tasks=20"),
+        *(
+            "train.shift=8",
+            "train.meta_lr=0.0003",
+            "train.iterations=500",
+            "train.validate_every=250",
+            "train.validate_tasks=20",
+        ),
     ],
 }
 NEIGHBOUR, UNTRAINED = "cosine nearest neighbour on pixels", "ImageNet body, untrained"
