@@ -234,7 +234,10 @@ def test_training_leaves_a_checkpoint_that_needs_no_weights_and_no_download(expe
     assert evaluated.accuracies.shape == (2, 4)
     longer = experiment.model_copy(update={"train": experiment.train.model_copy(update={"iterations": 3})})
     maml_l2l.train(longer, tmp_path / "run", resume=True)
-    assert maml_l2l.load_checkpoint(tmp_path / "run" / "last.pth").iteration == 3
+    maml_l2l.train(longer, tmp_path / "at_once")
+    resumed, at_once = (maml_l2l.load_checkpoint(tmp_path / run / "last.pth") for run in ("run", "at_once"))
+    assert resumed.iteration == 3
+    assert all(torch.equal(resumed.weights[name], weight) for name, weight in at_once.weights.items())
 
 
 def test_a_checkpoint_names_only_what_its_library_lists(weights):

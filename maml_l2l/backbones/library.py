@@ -13,7 +13,7 @@ from maml_l2l.config.problems import shown
 from maml_l2l.system.errors import MissingPackage, UserError, listing
 from maml_l2l.system.files import open_regular, reason
 from maml_l2l.system.image_models import create_body, downloaded_weights, input_format
-from maml_l2l.system.torch_files import load_torch_file
+from maml_l2l.system.torch_files import UnreadableFile, load_torch_file
 
 _LENGTH = 2.5  # of the features, at first: the best probabilities of an ImageNet body that sees icons, 5 to 20 ways
 _MAX_BYTES = 2**30
@@ -100,12 +100,21 @@ def _width(body: nn.Module, name: str, image_size: int, usual: int) -> int:
 def _weights_in(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a state dict in a file, read without running code."""
     is_safe = path.suffix == ".safetensors"
-    found: Any = _safetensors(path) if is_safe else load_torch_file(path, "file of weights", _MAX_BYTES)
+    found: Any = _safetensors(path) if is_safe else _torch_file(path)
     for key in ("state_dict", "model"):  # as training scripts save it beside other things
         found = found.get(key, found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
         raise UserError(f"model.weights: {path} should hold a state dict, names and tensors, found {shown(found)}.")
     return found
+
+
+def _torch_file(path: Path) -> Any:
+    try:
+        return load_torch_file(path, "file of weights", _MAX_BYTES)
+    except UnreadableFile:
+        raise
+    except UserError as error:
+        raise UserError(f"model.weights: {error} (Files of PyTorch before 1.6 are not read: save one anew.)") from None
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:
