@@ -20,9 +20,9 @@ import torch
 from benchmarks import common, lite0
 from benchmarks.digits import nearest_neighbour
 from maml_l2l import commands, load_checkpoint, load_experiment, load_pretrained, train
-from maml_l2l.algorithms.features import features_of, head_learner
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.algorithms.scores import Evaluation
+from maml_l2l.backbones import LibraryNetwork
 from maml_l2l.checkpoints.checkpoint import Checkpoint
 from maml_l2l.config import Data
 from maml_l2l.data.labelled_images import LabelledImages
@@ -30,7 +30,6 @@ from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.experiments.evaluation import evaluate_learner
 from maml_l2l.experiments.resuming import holds_run
 from maml_l2l.system.machine import machine
-from maml_l2l.tasks.batch import TaskBatch
 from maml_l2l.tasks.stream import TaskStream
 
 WAYS, SHOTS, QUERIES = 5, (1, 5), 1
@@ -69,30 +68,11 @@ def stream_of(images: LabelledImages, classes: list[str], shots: int) -> TaskStr
     return TaskStream(images, classes, split="test", rotate=False, seed=0, **sizes)
 
 
-@torch.no_grad()
 def evaluate(learner: MetaLearner, images: LabelledImages, classes: list[str], shots: int, steps: int) -> Evaluation:
-    """Scores on the first tasks; a body that no task changes sees each picture once."""
-    head = head_learner(learner)
-    if head is None:
-        stream = stream_of(images, classes, shots)
-        device = torch.device("cpu")
-        return evaluate_learner(
-            learner, stream, tasks=TASKS_BY_NETWORK, steps=[steps], device=device, normalisation="support"
-        )
-    features = features_of(learner.module, images.pixels[None].float() / 255)[0]
-    number = torch.arange(len(features))
-    coded = torch.stack([number // 256, number % 256], 1).to(torch.uint8).view(-1, 1, 1, 2)
-    tasks = stream_of(LabelledImages(coded, images.labels, images.class_names), classes, shots).batch(0, TASKS)
-    support, query = (features[_numbers(part)] for part in (tasks.support, tasks.query))
-    drawn = TaskBatch(support, tasks.support_labels, query, tasks.query_labels, WAYS)
-    scores = head.score(head.adapt_and_score(drawn, [steps]), drawn.query_labels[None])
-    return Evaluation((steps,), scores.losses.double(), 100 * scores.accuracies.double())
-
-
-def _numbers(coded: torch.Tensor) -> torch.Tensor:
-    """(T, n, 1, 1, 2) pixels over 255 -> (T, n) the numbers of the pictures."""
-    high, low = (coded * 255).round().long().flatten(2).unbind(-1)
-    return 256 * high + low
+    """Scores on the first tasks, each query alone."""
+    once = isinstance(learner.module, LibraryNetwork)
+    options = {"tasks": TASKS if once else TASKS_BY_NETWORK, "steps": [steps], "normalisation": "support"}
+    return evaluate_learner(learner, stream_of(images, classes, shots), device=torch.device("cpu"), **options)
 
 
 def trained(row: str, path: str, runs: Path, weights: Path | None) -> tuple[Checkpoint, float]:

@@ -4,6 +4,7 @@ Most tests use timm's `test_efficientnet`, a small network with batch norms; one
 """
 
 import dataclasses
+import shutil
 import sys
 
 import numpy as np
@@ -20,9 +21,12 @@ from benchmarks.lite0 import NAME, lite0_weights
 from maml_l2l import predict
 from maml_l2l.algorithms import build_learner
 from maml_l2l.backbones import LibraryNetwork
+from maml_l2l.data.sources import class_split, load_data
+from maml_l2l.experiments.evaluation import evaluate_learner
 from maml_l2l.system import image_models
 from maml_l2l.system.errors import UserError
 from maml_l2l.tasks.batch import TaskBatch
+from maml_l2l.tasks.stream import TaskStream
 from tests.test_engines import random_tasks
 from tests.test_own_networks import gradients_of_learn2learn
 
@@ -203,6 +207,23 @@ def test_adapting_the_head_on_features_is_adapting_it_on_images(network, engine,
     torch.testing.assert_close(again, slow)
 
 
+def test_each_picture_of_an_evaluation_passes_through_the_body_once(network, shapes_root, monkeypatch):
+    data = maml_l2l.load_experiment(None, [*SETTINGS, f"data.root={shapes_root}"]).data
+    images = load_data(data)
+    classes = class_split(data, images)["test"]
+    stream = TaskStream(images, classes, split="test", ways=3, shots=2, queries=2, rotate=False, seed=0)
+    learner = maml_l2l.VectorizedMAML(network, lr=0.5).eval()
+    learner.adapted, learner.prototype_head = ["head.*"], True
+    with torch.enable_grad():
+        slow = learner.score(learner.adapt_and_score(stream.batch(0, 7), [1])[0], stream.batch(0, 7).query_labels)
+    seen = []
+    real = LibraryNetwork.features
+    monkeypatch.setattr(LibraryNetwork, "features", lambda self, x: seen.append(len(x)) or real(self, x))
+    fast = evaluate_learner(learner, stream, tasks=60, steps=[1], device=torch.device("cpu"))
+    assert sum(seen) == 8 * len(classes)  # of 720 in the tasks
+    torch.testing.assert_close(fast.losses[0, :7], slow.losses.detach().double(), rtol=1e-4, atol=1e-5)
+
+
 def test_without_training_it_names_pictures_by_their_prototypes(weights, library_body, shapes_root):
     checkpoint = maml_l2l.load_pretrained(TINY, str(weights))
     side = checkpoint.experiment.data.image_size
@@ -292,8 +313,13 @@ def test_files_of_weights(weights, library_body, network, tmp_path):
         maml_l2l.load_pretrained("drawings", str(weights))
 
 
-def test_the_command_takes_a_file_of_weights_and_nothing_else_of_the_config(weights, shapes_root, capsys, monkeypatch):
-    folders = ["--support", str(shapes_root), "--query", str(shapes_root / "class00" / "0.png")]
+def test_the_command_takes_a_file_of_weights_and_nothing_else_of_the_config(
+    weights, shapes_root, tmp_path, capsys, monkeypatch
+):
+    for name in ("class00", "class01"):
+        (tmp_path / name).mkdir()
+        shutil.copy(shapes_root / name / "0.png", tmp_path / name)
+    folders = ["--support", str(tmp_path), "--query", str(shapes_root / "class00" / "2.png")]
     monkeypatch.setattr(sys, "argv", ["predict", "--model", TINY, "--set", f"model.weights={weights}", *folders])
     predict.main()
     assert capsys.readouterr().out.startswith(f"{folders[-1]}: class")
