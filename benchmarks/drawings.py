@@ -27,7 +27,7 @@ from maml_l2l import commands
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from maml_l2l.config import Data
 from maml_l2l.data.labelled_images import LabelledImages
-from maml_l2l.data.omniglot import holds_omniglot
+from maml_l2l.data.omniglot_folder import holds_omniglot
 from maml_l2l.data.pictures import picture_pixels
 from maml_l2l.data.sources import load_data
 from maml_l2l.data.splits import unseen_classes

@@ -147,7 +147,7 @@ def main() -> None:
             name = "".join(letter if letter.isalnum() else "_" for letter in member)
             rows.append(row_of(member, seed, experiment, options.runs / f"{name}_{seed}"))
             common.write_json(options.json, content)
-            print(common.table(["member", "seed", "accuracy"], [[member, seed, rows[-1]["batch"]["accuracy"]]]))
+            print(f"{member}, seed {seed}: {rows[-1]['batch']['accuracy']:.2f} %", flush=True)
     print(table(rows))
     if options.plot and rows:
         plot(rows, options.plot, f"{options.config} {' '.join(options.set)}; {describe(content['machine'])}")

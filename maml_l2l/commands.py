@@ -11,9 +11,14 @@ from typing import Any, NoReturn
 import maml_l2l
 from maml_l2l.system.errors import Stopped, UserError, printable
 from maml_l2l.system.files import reason
-from maml_l2l.system.memory import keep_freed_memory
+from maml_l2l.system.memory import is_out_of_memory, keep_freed_memory
 from maml_l2l.system.messages import on_screen, progress_bars
 from maml_l2l.system.screen import screens
+
+_LESS_MEMORY = (
+    "Work on fewer tasks at once: --set algorithm.task_chunk=1, or more; or keep fewer inner steps: "
+    "--set algorithm.recompute=sqrt."
+)
 
 
 def add_set_option(parser: argparse.ArgumentParser, example: str) -> None:
@@ -94,14 +99,17 @@ def _status(main: Callable[[], None]) -> int | str | None:
     except SystemExit as leave:  # argparse, after --help or a bad option
         return leave.code
     except OSError as error:  # of no file that anybody had in mind: a path too long, a folder without rights
+        if is_out_of_memory(error):
+            print(f"error: {reason(error)}. {_LESS_MEMORY}", file=sys.stderr)
+            return 2
         place = f"{error.filename}: " if error.filename else ""
         print("error:", printable(f"{place}{reason(error)}. Name another path, or change its rights."), file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        torch = sys.modules.get("torch")  # not imported for this: --help does without
-        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        problem = printable(str(error)).partition(". GPU")[0]
-        print(f"error: {problem}. Work on fewer tasks at once: --set algorithm.task_chunk=1, or more.", file=sys.stderr)
+        problem = printable(str(error)).rpartition("Allocator: ")[2].partition(". GPU")[0].rstrip(".")
+        problem = problem or "the memory does not suffice"
+        print(f"error: {problem}. {_LESS_MEMORY}", file=sys.stderr)
         return 2
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from maml_l2l import commands
 
@@ -13,10 +14,13 @@ def main() -> None:
         prog="python -m maml_l2l.download",
         description="Download Omniglot in torchvision's layout, or mend what is missing or damaged there.",
     )
-    parser.add_argument("--path", default="data", metavar="DIR", help="folder of the data (default: data)")
+    parser.add_argument(
+        "--path", default="data", metavar="DIR", type=os.path.expanduser, help="folder of the data (default: data)"
+    )
     parser.add_argument(
         "--source",
         metavar="BASE_OR_FOLDER",
+        type=os.path.expanduser,
         help="a base address or a folder that holds images_background.zip and images_evaluation.zip",
     )
     parser.add_argument(

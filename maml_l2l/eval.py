@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from maml_l2l import commands
 from maml_l2l.config import with_overrides
+from maml_l2l.system.files import check_outputs, user_path, write_json
 
 
 def main() -> None:
@@ -17,7 +19,6 @@ def main() -> None:
     from maml_l2l.experiments.evaluation import evaluate, on_this_machine
     from maml_l2l.pretrained import files_of
     from maml_l2l.reports import plots, tables
-    from maml_l2l.system.files import check_outputs, write_json
 
     given = commands.use_named_backbone(arguments.set)
     check_outputs([arguments.json, arguments.plot], files_of(arguments.model))
@@ -46,9 +47,15 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         metavar="CHECKPOINT",
         required=True,
+        type=os.path.expanduser,
         help="a .pth file, a name in pretrained/, photos, timm:NAME or torchvision:NAME",
     )
-    parser.add_argument("--path", metavar="DATA", help="folder of the data set (default: the one of the checkpoint)")
+    parser.add_argument(
+        "--path",
+        metavar="DATA",
+        type=os.path.expanduser,
+        help="folder of the data set (default: the one of the checkpoint)",
+    )
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="classes (default: test)")
     parser.add_argument("--tasks", type=int, help="number of tasks (default: the checkpoint's eval.tasks)")
     parser.add_argument("--n_way", type=int, help="classes a task (default: as trained)")
@@ -57,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="inner steps (default: the checkpoint's eval.steps)")
     parser.add_argument("--normalisation", choices=["batch", "support"], help="statistics used (default: as trained)")
     commands.add_set_option(parser, example="data.invert=true")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw accuracy against inner steps")
+    parser.add_argument("--json", metavar="FILE", type=user_path, help="write the figures as JSON")
+    parser.add_argument("--plot", metavar="FILE", type=user_path, help="draw accuracy against inner steps")
     commands.add_version_option(parser)
     return parser
 

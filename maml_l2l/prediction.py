@@ -5,21 +5,17 @@ from __future__ import annotations
 import inspect
 import os
 import reprlib
-import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from maml_l2l.algorithms.adapted import AdaptedNetworks
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
-from maml_l2l.config import Data, with_overrides
-from maml_l2l.data.drawing_problems import drawing_problem
-from maml_l2l.data.pictures import picture_pixels, read_picture
+from maml_l2l.config import with_overrides
+from maml_l2l.data.given_pictures import pixels_of_all
 from maml_l2l.pretrained import DEFAULT
 from maml_l2l.system.device import find_device
 from maml_l2l.system.errors import UserError, not_fitted
@@ -83,7 +79,7 @@ class FewShotClassifier:
         overrides = {"algorithm.inner_steps": steps, "run.device": str(self.device)}
         experiment = with_overrides(checkpoint.experiment, overrides, origin="the parameters of the prediction")
         classes, indices = _classes_of(y)
-        support = _pixels_of_all(X, experiment.data, warn=True)
+        support = pixels_of_all(X, experiment.data, warn=True)
         if len(support) != len(indices):
             raise UserError(f"there are {len(support)} images and {len(indices)} labels. Give each image one label.")
         if len(classes) < 2:
@@ -91,6 +87,7 @@ class FewShotClassifier:
         checkpoint.check_ways(len(classes))
         device = find_device(experiment.run.device)
         self._learner, self._data = checkpoint.learner().to(device), experiment.data
+        self._temperature = checkpoint.temperature
         self._task = support[None].to(device) / 255, torch.from_numpy(indices)[None].to(device), len(classes)
         self.classes_, self.steps_ = classes, experiment.algorithm.inner_steps
         with torch.no_grad():
@@ -126,7 +123,7 @@ class FewShotClassifier:
     def pixels(self, X: Iterable[Any]) -> torch.Tensor:
         """What the network sees of N pictures: (N, C, H, W) uint8."""
         self._check_fitted()
-        return _pixels_of_all(X, self._data)
+        return pixels_of_all(X, self._data)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's parameters. deep: no difference, as none is an estimator."""
@@ -172,11 +169,11 @@ class FewShotClassifier:
 
     def _probabilities(self, adapted: AdaptedNetworks, X: Iterable[Any]) -> np.ndarray[Any, Any]:
         """(numbers of steps, N, len(classes_)) of the networks `adapted`."""
-        parts = _pixels_of_all(X, self._data, warn=True).split(_QUERIES_AT_ONCE)
+        parts = pixels_of_all(X, self._data, warn=True).split(_QUERIES_AT_ONCE)
         device = adapted.support.device
         with torch.no_grad():
             logits = [adapted.answer(part[None].to(device) / 255, "support")[:, 0] for part in parts]
-        return torch.cat(logits, dim=1).softmax(-1).cpu().numpy()
+        return (torch.cat(logits, dim=1) / self._temperature).softmax(-1).cpu().numpy()
 
 
 def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -189,72 +186,3 @@ def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray
     except (TypeError, ValueError) as error:
         found = f"what does not sort ({error})"
     raise UserError(f"labels must be a list of strings or integers, one for each image; found {found}.")
-
-
-def _pixels_of_all(images: Iterable[Any], data: Data, warn: bool = False) -> torch.Tensor:
-    """(N, C, H, W) uint8. warn: of each drawing in which the network sees nothing, or not one sign."""
-    if isinstance(images, str):
-        raise UserError(f"expected a list of pictures, found the string {images!r}. Put the path into a list.")
-    _check_not_one_picture(images)
-    try:
-        images = list(images)
-    except TypeError:
-        kind = type(images).__name__
-        raise UserError(f"expected a list or an array of pictures, found one {kind}. Put it into a list.") from None
-    if not images:
-        raise UserError("there are no pictures in the list. Give one or more.")
-    pixels = np.stack([_pixels(image, i, data) for i, image in enumerate(images)])
-    if warn and data.holds_drawings:
-        for index, (image, seen) in enumerate(zip(images, pixels, strict=True)):
-            problem = drawing_problem(seen[0])
-            if problem:
-                name = image if isinstance(image, (str, os.PathLike)) else f"images[{index}]"
-                warnings.warn(f"{name} {problem}, as the network sees it (predict --plot draws that)", stacklevel=3)
-    return torch.from_numpy(pixels)
-
-
-def _check_not_one_picture(images: Any) -> None:
-    """Raise `UserError` where the rows of an array would be taken for pictures."""
-    shape = tuple(getattr(images, "shape", ()))
-    of_tensor = isinstance(images, torch.Tensor)
-    if len(shape) == 2:
-        further = "Rows of pixels? Reshape them to (N, H, W)."
-    elif len(shape) == 3 and of_tensor:
-        further = "Grey pictures? unsqueeze(1) makes them (N, 1, H, W)."
-    elif len(shape) == 3 and shape[2] in (1, 3, 4):
-        further = "Grey pictures so narrow? Make a list of them."
-    else:
-        return
-    expected = "(N, C, H, W)" if of_tensor else "(N, H, W) or (N, H, W, 3)"
-    raise UserError(f"expected pictures {expected}, found {shape}. One picture? Put it into a list. {further}")
-
-
-def _pixels(image: Any, index: int, data: Data) -> np.ndarray[Any, Any]:
-    """(C, H, W) uint8 of one picture. Raises `UserError` naming its path, or its index, where it is none."""
-    if isinstance(image, (str, os.PathLike)):
-        return read_picture(Path(image), data)
-    try:
-        return picture_pixels(image if isinstance(image, Image.Image) else _pil_image(image), data)
-    except Exception as error:  # a PIL image may read a damaged file only now, which raises almost anything
-        raise UserError(f"images[{index}] is no picture: {error}.") from None
-
-
-def _pil_image(image: Any) -> Image.Image:
-    """Raises `ValueError` where shape or values are not those of a picture."""
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        values = (image.movedim(0, -1) if image.ndim == 3 else image).numpy()
-    else:
-        values = np.asarray(image)
-    shape = np.shape(image)
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    if not values.size or values.ndim not in (2, 3) or values.shape[2:] not in ((), (3,)):
-        layout = "(C, H, W) with C = 1 or 3" if isinstance(image, torch.Tensor) else "(H, W) or (H, W, 3)"
-        raise ValueError(f"expected the shape {layout}, found {tuple(shape)}")
-    if values.dtype.kind in "bf" and values.min() >= 0 and values.max() <= 1:
-        values = np.rint(255 * values).astype(np.uint8)
-    if values.dtype != np.uint8:
-        found = f"{values.dtype} from {values.min()} to {values.max()}"
-        raise ValueError(f"expected uint8 from 0 to 255 or floats from 0 to 1, found {found}")
-    return Image.fromarray(values)

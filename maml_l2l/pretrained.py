@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import user_path
 from maml_l2l.system.image_models import is_library_name
 
 # `pretrained/` of the checkout, which a wheel carries inside the package; setup.py puts it there.
@@ -40,7 +41,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     `find_checkpoint("omniglot_5w1s")`. Raises `UserError`, with the names that there are, where a name is none,
     and for `library_network`s, which have no file.
     """
-    path = Path(name_or_path)
+    path = user_path(name_or_path)
     if network := library_network(name_or_path):
         raise UserError(f"{name_or_path} has no file. To start a training from it, set model.name={network}.")
     if isinstance(name_or_path, Path) or not re.fullmatch(r"[\w-]+", name_or_path) or path.is_file():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +16,9 @@ import pytest
 
 # Two workers share two cores: more threads of PyTorch, here or in the commands that tests start, wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Decoded folders of pictures are kept here, and not among those of whoever runs the tests.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="maml_l2l-caches-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

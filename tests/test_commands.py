@@ -23,7 +23,7 @@ def trained(glyphs_root, tmp_path_factory):
     return folder / "run", done
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "download"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "calibrate", "download"])
 def test_help_is_quick_and_does_not_import_torch(command):
     code = (
         f"import sys, time\nfrom maml_l2l.{command} import main\nsys.argv = ['{command}', '--help']\n"
@@ -37,7 +37,7 @@ def test_help_is_quick_and_does_not_import_torch(command):
     assert f"usage: python -m maml_l2l.{command}" in usage[0]
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "download"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "calibrate", "download"])
 def test_every_command_tells_its_version(command):
     done = run(f"maml_l2l.{command}", "--version")
     assert (done.returncode, done.stdout) == (0, f"maml_l2l {__version__}\n"), done.stderr
@@ -192,7 +192,7 @@ def test_too_small_a_gpu_is_a_user_error_and_other_failures_keep_their_traceback
     assert left.value.code == 2
     assert capsys.readouterr().err == (
         "error: CUDA out of memory. Tried to allocate 20.00 GiB. Work on fewer tasks at once: "
-        "--set algorithm.task_chunk=1, or more.\n"
+        "--set algorithm.task_chunk=1, or more; or keep fewer inner steps: --set algorithm.recompute=sqrt.\n"
     )
     with pytest.raises(RuntimeError, match="a bug"):
         commands.run(broken)

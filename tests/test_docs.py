@@ -123,7 +123,7 @@ def test_every_command_is_taken_by_its_parser(monkeypatch, module, arguments):
 
 def test_the_pages_show_commands_of_every_kind():
     modules = {module for module, arguments in COMMANDS if arguments}
-    assert {f"maml_l2l.{name}" for name in ("train", "eval", "predict", "download")} <= modules
+    assert {f"maml_l2l.{name}" for name in ("train", "eval", "predict", "calibrate", "download")} <= modules
     assert len([1 for module, arguments in COMMANDS if arguments]) > 30
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from maml_l2l.config import Data
 from maml_l2l.data import folder as folder_data
 from maml_l2l.data.class_folders import query_pictures, support_pictures
-from maml_l2l.data.folder import load_folder
+from maml_l2l.data.folder import cache_folder, load_folder
 from maml_l2l.data.omniglot import load_omniglot
 from maml_l2l.data.pictures import picture_pixels, read_picture
 from maml_l2l.data.sources import class_split
@@ -145,7 +145,7 @@ def test_more_than_max_memory_is_read_from_the_disk(tmp_path, monkeypatch):
     fill(tmp_path, CLASSES)
     size = {"image_size": 300}  # 2.1 MiB in all
     in_memory = load_folder(settings(tmp_path, **size))
-    cache = tmp_path / ".maml_l2l" / "pictures-3x300x300.pt"
+    cache = cache_folder(tmp_path) / "pictures-3x300x300.pt"
     assert str(cache) not in mapped_files()
     cache.unlink()
     on_disk = load_folder(settings(tmp_path, **size, max_memory=1))
@@ -167,10 +167,11 @@ def test_large_pictures_without_room_on_the_disk_are_refused(tmp_path, monkeypat
 
 def test_a_cache_that_cannot_be_written_matters_only_where_it_is_needed(tmp_path):
     fill(tmp_path, CLASSES)
-    (tmp_path / ".maml_l2l").write_text("a file in the way")
+    cache_folder(tmp_path).parent.mkdir(parents=True, exist_ok=True)
+    cache_folder(tmp_path).write_text("a file in the way")
     with pytest.warns(UserWarning, match="could not be cached"):
         assert len(load_folder(settings(tmp_path)).pixels) == 8
-    with pytest.raises(UserError, match=r"cannot be kept on the disk: cannot create the folder .*\.maml_l2l"):
+    with pytest.raises(UserError, match=r"cannot be kept on the disk: cannot create the folder .*/maml_l2l/folders/"):
         load_folder(settings(tmp_path, image_size=300, max_memory=1))
 
 
@@ -214,11 +215,11 @@ def a_link_to_nowhere(root):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (one_file, r"cannot read .*data: Not a directory"),
+        (one_file, r"data is a file\. Name the folder that holds a folder of pictures for each class"),
         (no_class_folders, r"data holds files, but no class folders\. Put pictures into .*data/cat/1.jpg"),
         (
             stray_pictures,
-            r"data holds pictures beside its folders, which belong to no class: IMG_1.JPG\. Move",
+            r"data holds pictures beside its folders \(cat, dog, dog_more\), which belong to no class: IMG_1.JPG",
         ),
         (empty_classes, r"data holds folders without pictures: empty00, .*empty09 and 2 more\. Fill or remove them"),
         (pictures_in_a_part, r"data/val holds files, but no class folders"),
@@ -337,13 +338,14 @@ def test_a_pipe_among_pictures_is_refused_instead_of_waited_for(tmp_path, chosen
 def test_the_cache_is_not_written_through_a_link(tmp_path):
     fill(tmp_path / "data", CLASSES)
     (tmp_path / "outside").mkdir()
-    (tmp_path / "data/.maml_l2l").symlink_to(tmp_path / "outside")
+    cache_folder(tmp_path / "data").parent.mkdir(parents=True, exist_ok=True)
+    cache_folder(tmp_path / "data").symlink_to(tmp_path / "outside")
     with pytest.warns(
-        UserWarning, match=r"could not be cached: .*\.maml_l2l is a link, and nothing is written through"
+        UserWarning, match=r"could not be cached: .*/folders/data-.* is a link, and nothing is written th"
     ):
         assert load_folder(settings(tmp_path / "data")).class_names == CLASSES
     with (
-        pytest.raises(UserError, match=r"cannot be kept on the disk: .*\.maml_l2l is a link"),
+        pytest.raises(UserError, match=r"cannot be kept on the disk: .*/folders/data-.* is a link"),
         pytest.MonkeyPatch.context() as m,
     ):
         m.setattr(folder_data, "_MIB", 1)
@@ -365,7 +367,7 @@ def test_links_that_lead_back_are_refused(tmp_path, target):
 
 def test_what_a_killed_process_decoded_to_the_disk_is_removed(tmp_path, monkeypatch):
     fill(tmp_path, CLASSES)
-    left = tmp_path / ".maml_l2l/.pixels.0123abcd.tmp"
+    left = cache_folder(tmp_path) / ".pixels.0123abcd.tmp"
     left.mkdir(parents=True)
     (left / "pixels").write_bytes(bytes(1000))
     monkeypatch.setattr(folder_data, "_MIB", 1)

@@ -136,7 +136,7 @@ def of_floats(path):
         (lambda path: Image.new("RGB", (9, 9)).save(path, "eps"), r"picture.png is not a picture that Pillow can read"),
         (lambda path: path.write_bytes(b""), r"picture.png is not a picture that Pillow can read"),
         (truncated, r"the picture .*picture.png cannot be read: .*truncated.* Replace or remove it"),
-        (of_floats, r"the picture .*picture.png is damaged \(its numbers are floats of no known range"),
+        (of_floats, r"the picture .*picture.png cannot be used: its numbers are floats of no known range"),
         (lambda path: None, r"the picture .*picture.png cannot be read: No such file or directory"),
         (lambda path: path.mkdir(), r"the picture .*picture.png cannot be read: it is a folder"),
     ],

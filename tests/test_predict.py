@@ -11,7 +11,7 @@ from PIL import Image
 from maml_l2l.data.class_folders import query_pictures, support_pictures
 from maml_l2l.data.glyphs import load_glyphs
 from maml_l2l.prediction import FewShotClassifier
-from maml_l2l.reports import plots
+from maml_l2l.reports import plots, tables
 from maml_l2l.system.errors import UserError
 from tests.commands import assert_user_error, launch, run
 from tests.test_commands import trained
@@ -93,7 +93,7 @@ def test_what_is_not_there_and_folders_without_pictures_are_refused(tmp_path):
         UserError, match=r"there is no folder .*nowhere. Name one that holds a folder of pictures for each"
     ):
         support_pictures(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"there is no folder .*notes.txt. Name one"):
+    with pytest.raises(UserError, match=r"notes.txt is a file. Name the folder that holds a folder of pictures for ea"):
         support_pictures(tmp_path / "notes.txt")
     with pytest.raises(
         UserError, match=r"there is no file or folder .*nowhere.png. Name pictures, or folders that hold"
@@ -144,3 +144,12 @@ def test_classes_of_one_picture_each_stand_side_by_side(tmp_path):
     assert height[0] < 0.6 * height[1]
     assert [one.count(f"<!-- class{i} -->") for i in range(9)] == [2] + [1] * 8  # the query is called class0, too
     assert one.count("<image") == 10
+
+
+def test_below_the_least_probability_the_answer_is_unsure(capsys):
+    found = tables.prediction_rows(["a.png", "b.png"], ["cat", "dog"], np.array([[0.9, 0.1], [0.45, 0.55]]), 0.6)
+    assert [row["unsure"] for row in found] == [False, True]
+    lines = ["a.png: cat 90.0 % (dog 10.0 %)", "b.png: unsure (dog 55.0 %, cat 45.0 %)"]
+    assert tables.predictions_text(found).splitlines() == lines
+    done = run("maml_l2l.predict", "--support", "x", "--query", "y", "--min_probability", "2")
+    assert (done.returncode, "--min_probability: expected a number from 0 to 1, found 2.0" in done.stderr) == (2, True)

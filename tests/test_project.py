@@ -15,7 +15,13 @@ ROOT = Path(__file__).parents[1]
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 # where a package installs under another name than it imports by
-OTHER_NAMES = {"PIL": "pillow", "pydantic_core": "pydantic", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+OTHER_NAMES = {
+    "PIL": "pillow",
+    "pydantic_core": "pydantic",
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "pillow_heif": "pillow-heif",
+}
 
 
 def declared(text):

@@ -18,7 +18,7 @@ ROOMS = [
     ["reports"],
     ["experiments", "prediction"],
     ["commands"],
-    ["train", "eval", "predict", "download"],
+    ["train", "eval", "predict", "calibrate", "download"],
     ["__init__"],  # the public names, which load their rooms when they are used; no room imports from it
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}

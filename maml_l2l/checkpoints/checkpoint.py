@@ -17,7 +17,7 @@ from maml_l2l.config.problems import shown
 from maml_l2l.data.splits import SPLITS, ClassSplit
 from maml_l2l.pretrained import PHOTOS, find_checkpoint, library_network
 from maml_l2l.system.errors import UserError
-from maml_l2l.system.files import write_atomically
+from maml_l2l.system.files import user_path, write_atomically
 from maml_l2l.system.torch_files import load_torch_file, save_torch_file
 
 FORMAT = "maml_l2l checkpoint"
@@ -38,6 +38,7 @@ class Checkpoint:
     transform: state dict of the learned gradient transform, None where the config has none.
     norms: of each normalisation's scale and shift the values per inner step, None where the config has none per step.
     best_accuracy: percent, the highest validation accuracy so far.  metrics_bytes: size of `metrics.jsonl` then.
+    temperature: what predictions divide the outputs by, see `maml_l2l.experiments.calibration`.
     earlier_classes: names of the classes that trained the network of `model.pretrained`, and those before it.
     """
 
@@ -54,6 +55,7 @@ class Checkpoint:
     best_accuracy: float | None = None
     metrics_bytes: int = 0
     earlier_classes: tuple[str, ...] = ()
+    temperature: float = 1.0
 
     @property
     def experiment(self) -> Experiment:
@@ -85,6 +87,14 @@ class Checkpoint:
                 f"the checkpoint's head has {head} outputs, so it serves tasks of up to {head} classes, not of {ways}. "
                 f"Use fewer classes, or train with task.ways={ways}."
             )
+
+    def serves(self, ways: int) -> bool:
+        """Whether tasks of `ways` classes can be had; see `check_ways`."""
+        try:
+            self.check_ways(ways)
+        except UserError:
+            return False
+        return True
 
     def learner(self, algorithm: Algorithm | None = None) -> MetaLearner:
         """The engine that `algorithm` (None: that of the config) names, with these weights, in evaluation mode."""
@@ -166,7 +176,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path, previous: Path | N
     >>> checkpoint = maml_l2l.load_checkpoint("runs/glyphs/last.pth")
     >>> maml_l2l.save_checkpoint(dataclasses.replace(checkpoint, optimizer=None), "slim.pth")
     """
-    path = Path(path)
+    path = user_path(path)
     checked = checked_contents(vars(checkpoint), Checkpoint, f"what should go to {path}", "Nothing was written.")
     content = {"format": FORMAT, "version": VERSION, **checked}
 
@@ -193,7 +203,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     >>> learner = checkpoint.learner()  # a VectorizedMAML with these weights
     """
     try:
-        content = load_torch_file(Path(path), "checkpoint", MAX_BYTES)
+        content = load_torch_file(user_path(path), "checkpoint", MAX_BYTES)
     except UserError as error:
         raise UserError(f"{error} {_REMEDY}") from None
     if type(content) is not dict or content.pop("format", None) != FORMAT:

@@ -134,6 +134,8 @@ def _typed_fields(content: dict[str, Any], kind: type) -> dict[str, Any]:
     for name, value in checked.items():
         if isinstance(value, (int, float)) and not 0 <= value < 2**63:
             raise ValueError(f"`{name}` should be a finite number that is not negative, found {shown(value)}")
+    if not checked["temperature"]:
+        raise ValueError("`temperature` should be more than 0, found 0")
     return checked
 
 

@@ -13,6 +13,7 @@ from maml_l2l.config.experiment import Experiment
 from maml_l2l.config.problems import describe_problems
 from maml_l2l.config.yaml_values import apply_override, current_name, read_yaml
 from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import user_path
 
 
 def load_experiment(path: str | Path | None, overrides: Iterable[str] = ()) -> Experiment:
@@ -24,7 +25,7 @@ def load_experiment(path: str | Path | None, overrides: Iterable[str] = ()) -> E
     >>> maml_l2l.load_experiment("configs/omniglot_5w1s.yaml", ["task.shots=2"]).task
     Task(ways=5, shots=2, queries=1)
     """
-    values = read_yaml(Path(path)) if path is not None else {}
+    values = read_yaml(user_path(path)) if path is not None else {}
     for override in overrides:
         apply_override(values, override)
     return parse_experiment(values, origin=str(path) if path is not None else "the command line")

@@ -73,14 +73,14 @@ def _nearest_key(location: list[str], known: Sequence[str]) -> str:
 
 
 def checked_path(text: str) -> str:
-    """`text`, for pydantic, which must be a path that a file can have."""
+    """`text`, for pydantic, which must be a path that a file can have; `~` at its beginning is the home folder."""
     try:
         possible = text and b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         possible = False
     if not possible:
         raise PydanticCustomError("path", "Input should be a path that a file can have")
-    return text
+    return os.path.expanduser(text)
 
 
 def checked_backbone_name(text: str) -> str:

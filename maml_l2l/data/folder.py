@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from platformdirs import user_cache_path
 
 from maml_l2l.config import Data
 from maml_l2l.data.class_folders import ClassFolders, find_classes
@@ -29,24 +30,26 @@ from maml_l2l.system.messages import progress_bar
 
 _log = logging.getLogger(__name__)
 
-DECODING_VERSION = 1  # raise it with every change that alters a pixel: it is part of the cache's key
+DECODING_VERSION = 2  # raise it with every change that alters a pixel: it is part of the cache's key
 
 _PIXEL_KEYS = ("image_size", "channels", "fit", "invert", "ink", "skip_damaged")  # of `Data`, that the pixels depend on
 _MIB = 2**20
+_READABLE = 40  # characters of a folder's name in that of its cache
 
 
 def load_folder(data: Data) -> LabelledImages:
     """All pictures below `data.root`: (N, `data.channels`, `data.image_size`, `data.image_size`) uint8.
 
-    They are kept in `data.root`/.maml_l2l, and decoded anew when a file or a key has changed. Where they take more than
-    `data.max_memory` MiB they stay on the disk, memory-mapped. The same picture in two classes costs a warning.
+    They are kept in the user's folder of caches, see `cache_folder`, and decoded anew when a file or a key has changed.
+    Where they take more than `data.max_memory` MiB they stay on the disk, memory-mapped. The same picture in two
+    classes costs a warning.
     Raises `UserError` where the folder does not serve, see `find_classes`, and where a file cannot be read as a
     picture, unless `data.skip_damaged` leaves it out: a class that has no other stays, empty.
     """
     root = Path(data.root)
     found = find_classes(root, otherwise=f", or run `python -m maml_l2l.download --path {root}` for Omniglot")
     shape = (len(found.files), data.channels, data.image_size, data.image_size)
-    cache = root / ".maml_l2l" / f"pictures-{data.channels}x{data.image_size}x{data.image_size}.pt"
+    cache = cache_folder(root) / f"pictures-{data.channels}x{data.image_size}x{data.image_size}.pt"
     keys = ", ".join(f"{key} {getattr(data, key)}" for key in _PIXEL_KEYS)
     source_key = f"decoding version {DECODING_VERSION}, {keys}, {digest(root, found.files)}{ink_version(data.ink)}"
     on_disk = math.prod(shape) > data.max_memory * _MIB
@@ -68,6 +71,20 @@ def load_folder(data: Data) -> LabelledImages:
     if empty:
         _log.info(f"left out {len(empty)} of {len(found.class_names)} classes, which have no other: {listing(empty)}")
     return replace(images, parts=found.parts)
+
+
+def cache_folder(root: Path) -> Path:
+    """Where the decoded pictures of the folder `root` are kept: never among them, and for each folder another place.
+
+    It lies where the system keeps its users' caches, which XDG_CACHE_HOME sets. Raises `UserError` where none is known.
+    """
+    path = root.resolve()
+    key = hashlib.sha256(os.fsencode(path)).hexdigest()
+    try:
+        caches = user_cache_path("maml_l2l", appauthor=False)
+    except RuntimeError:
+        raise UserError("you have no home folder, so set XDG_CACHE_HOME to one for decoded pictures.") from None
+    return caches / "folders" / f"{path.name[:_READABLE]}-{key}"
 
 
 def _empty_on_disk(shape: tuple[int, ...], folder: Path, stack: contextlib.ExitStack) -> torch.Tensor:

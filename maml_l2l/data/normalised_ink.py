@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
+from maml_l2l.data.depth import eight_bits
 from maml_l2l.data.ink import SIZE, ink_pixels
 
 NORMALISATION_VERSION = 2  # raise it with every change that alters a pixel: it is part of the caches' keys
@@ -37,13 +39,25 @@ def normalised_ink(image: Image.Image) -> np.ndarray:
 
 def ink_mask(image: Image.Image) -> np.ndarray:
     """(H, W) bool: where there is ink, in pixels of `image`, or larger ones where it is large."""
+    image = eight_bits(image, stretch=True)
     if not image.has_transparency_data:
         return _opaque_ink(image)
     image = image.convert("RGBA")
-    papers = (Image.new("RGBA", image.size, colour) for colour in ("white", "black"))
-    masks = (_opaque_ink(Image.alpha_composite(paper, image)) for paper in papers)
+    alpha = image.getchannel("A")
+    if alpha.getextrema()[0] == 255:
+        return _opaque_ink(image)
+    masks = (_opaque_ink(_on_paper(image, alpha.getbbox(), colour)) for colour in ("white", "black"))
     first = next(masks)
     return first if first.any() else next(masks)
+
+
+def _on_paper(image: Image.Image, inked: tuple[int, int, int, int] | None, colour: str) -> Image.Image:
+    """ "L": an "RGBA" picture on opaque paper. inked: the box of all that is not wholly transparent."""
+    paper = Image.new("L", image.size, colour)
+    if inked is not None:
+        part = image.crop(inked)
+        paper.paste(Image.alpha_composite(Image.new("RGBA", part.size, colour), part).convert("L"), inked)
+    return paper
 
 
 def square(mask: np.ndarray) -> np.ndarray:
@@ -97,10 +111,6 @@ def ink_version(ink: str) -> str:
 
 
 def _opaque_ink(image: Image.Image) -> np.ndarray:
-    if image.mode[0] in "IF":  # numbers of more than 8 bits, whose range does not matter
-        values = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
-        values = 255 * (values - values.min()) / max(np.ptp(values), 1e-6)
-        image = Image.fromarray(np.rint(values).astype(np.uint8))
     factor = -(-max(image.size) // _READ)
     mask = _grey_ink(image.convert("L").reduce(factor) if factor > 1 else image.convert("L"))
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
@@ -158,20 +168,29 @@ def _light(cells: np.ndarray) -> np.ndarray:
 
     Least squares in which what lies below counts little (Newey and Powell, 1987: expectiles).
     """
-    y, x = (np.linspace(-1, 1, side, dtype=np.float32) for side in cells.shape)
-    y, x = (axis.ravel() for axis in np.meshgrid(y, x, indexing="ij"))
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
-    values, weights = cells.ravel(), np.ones(cells.size, np.float32)
+    terms = _surface_terms(cells.shape)
+    values, brightest = cells.ravel(), cells.max()
+    above = np.ones(cells.size, bool)
     for _ in range(_FITS):
-        weighted = terms * weights
+        weighted = terms * np.where(above, np.float32(1), np.float32(0.01))
         surface = np.linalg.solve(weighted @ terms.T + 1e-3 * np.eye(6, dtype=np.float32), weighted @ values) @ terms
-        weights = np.where(values > surface - 0.02 * values.max(), 1, 0.01).astype(np.float32)
-    return surface.reshape(cells.shape).clip(0.1 * values.max() + 1, None)
+        before, above = above, values > surface - 0.02 * brightest
+        if (above == before).all():
+            break
+    return surface.reshape(cells.shape).clip(0.1 * brightest + 1, None)
+
+
+@functools.cache
+def _surface_terms(shape: tuple[int, int]) -> np.ndarray:
+    """(6, height * width): 1, x, y, x^2, xy and y^2 of the cells of a picture."""
+    y, x = (np.linspace(-1, 1, side, dtype=np.float32) for side in shape)
+    y, x = (axis.ravel() for axis in np.meshgrid(y, x, indexing="ij"))
+    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
 
 
 def _otsu(values: np.ndarray) -> float:
     """The threshold between two kinds of values from 0 to 1 that leaves least variance within them (Otsu, 1979)."""
-    counts = np.array(Image.fromarray((255 * values.clip(0, 1)).astype(np.uint8)).histogram(), float)
+    counts = np.bincount((255 * values.clip(0, 1)).astype(np.uint8).ravel(), minlength=256).astype(float)
     weight, total = counts.cumsum(), (counts * np.arange(256)).cumsum()
     inside = (weight > 0) & (weight < weight[-1])
     between = np.zeros(256)
@@ -182,8 +201,8 @@ def _otsu(values: np.ndarray) -> float:
 def _without_specks(mask: np.ndarray, sure: np.ndarray) -> np.ndarray:
     """`mask` without pieces that hold no `sure` ink, and without those too small for a dot of the pen."""
     labels, count = ndimage.label(mask, np.ones((3, 3)))
-    areas = np.bincount(labels[mask], minlength=count + 1)
-    areas[np.bincount(labels[sure], minlength=count + 1) == 0] = 0
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    areas[np.bincount(labels[sure], minlength=count + 1) == 0] = areas[0] = 0
     large = areas > 0.1 * areas.max()
     if large.sum() == count:
         return mask

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from maml_l2l.data import archives
+from maml_l2l.data.omniglot_folder import BACKGROUND, EVALUATION, check_no_part, omniglot_folder
 from maml_l2l.data.picture_files import PictureFile, digest, picture_file
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import make_folder_in, open_regular, reason, write_atomically
@@ -38,7 +39,6 @@ EVALUATION_ALPHABETS = (  # those of images_evaluation, sorted
 DRAWINGS = 20  # of each character
 _MAX_PIXELS = 2**22  # of one drawing: Omniglot's have 105 x 105
 
-_FOLDER = "omniglot-py"
 _CACHE = "omniglot-28x28{}.pt"
 _WAYS_OUT = (
     "Without it, name a mirror's base address or a folder that holds images_background.zip and "
@@ -54,14 +54,9 @@ class _Part(NamedTuple):
 
 
 _PARTS = (
-    _Part("images_background", "68d2efa1b9178cc56df9314c21c6e718", 964),
-    _Part("images_evaluation", "6b91aef0f799c5bb55b94e3f2daec811", 659),
+    _Part(BACKGROUND, "68d2efa1b9178cc56df9314c21c6e718", 964),
+    _Part(EVALUATION, "6b91aef0f799c5bb55b94e3f2daec811", 659),
 )
-
-
-def holds_omniglot(root: str | Path) -> bool:
-    """Whether Omniglot, or what is left of it, lies in `root`."""
-    return (Path(root) / _FOLDER).is_dir()
 
 
 def load_omniglot(
@@ -76,7 +71,7 @@ def load_omniglot(
     from maml_l2l.data.labelled_images import cached  # imports PyTorch, which the download does without
     from maml_l2l.data.normalised_ink import ink_version
 
-    folder = Path(root) / _FOLDER
+    folder = omniglot_folder(root)
     found = {part: _scan(folder, part) for part in _PARTS}
     if not all(_is_complete(part, files) for part, files in found.items()):
         download_omniglot(root, source, verify)
@@ -94,7 +89,10 @@ def download_omniglot(root: str | Path, source: str | None = None, verify: bool 
     `verify`: refuse archives whose MD5 sums are not torchvision's.
     Raises `UserError` where an archive cannot be had or is refused, or the folder cannot be written.
     """
-    folder = make_folder_in(Path(root), _FOLDER)
+    folder = omniglot_folder(root)
+    if not folder.is_dir():
+        check_no_part(root)
+    folder = make_folder_in(folder.parent, folder.name)
     for part in _PARTS:
         _complete_part(folder, part, source, verify)
     files = [file for part in _PARTS for file in _scan(folder, part)]

@@ -45,3 +45,13 @@ def class_split(data: Data, images: LabelledImages) -> ClassSplit:
     if data.split == "finn":
         return finn_split(images.class_names)
     return (glyph_alphabets if data.name == "glyphs" else omniglot_alphabets)(images.class_names)
+
+
+def split_in_words(data: Data, images: LabelledImages, split: ClassSplit) -> str:
+    """One line that says how many classes of a folder train, validate and test, and who has split them."""
+    counts = ", ".join(f"{len(names)} {part}" for part, names in split.items())
+    if images.parts is None:
+        how = f"at random (data.split_seed {data.split_seed})"
+    else:
+        how = "by its folders" + ("" if "val" in images.parts else ", val out of train at random")
+    return f"the classes of {data.root} are split {how}: {counts}"

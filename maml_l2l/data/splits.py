@@ -6,7 +6,7 @@ A split is a pure function of the class names, the same in every process on ever
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from maml_l2l.data.omniglot import EVALUATION_ALPHABETS
 from maml_l2l.system.errors import UserError
@@ -85,18 +85,56 @@ def unseen_classes(
 ) -> list[str]:
     """The classes of `part` of a checkpoint's split; or those of a data set that shares no class with that split.
 
-    earlier_classes: left out of such a data set, because the networks before the checkpoint's were trained on them.
-    Raises `UserError` where the data set holds some classes of the split, but not all of `part`.
+    The names of the data set count where they are those of the split, or else as `origins` recognises them.
+    earlier_classes: left out of another data set, because the networks before the checkpoint's were trained on them.
+    Raises `UserError` where the data set holds some classes of the split, but not all of `part`, or one of them twice.
     """
-    known = set(class_names)
-    missing = [name for name in split[part] if name not in known]
-    if known.isdisjoint(name for names in split.values() for name in names):
-        earlier = set(earlier_classes)
+    origin = origins(class_names, {name for names in split.values() for name in names})
+    if not origin:
+        earlier = origins(class_names, set(earlier_classes))
         return [name for name in class_names if name not in earlier]
+    names_of: dict[str, list[str]] = {name: [] for name in split[part]}
+    for name, known in origin.items():
+        names_of.get(known, []).append(name)
+    missing = [name for name, found in names_of.items() if not found]
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(split[part])} {part} classes of the checkpoint are not in the data set, the "
             f"first is {missing[0]!r}. Point to the data that the checkpoint was trained on, or to classes of which it "
             "has seen none."
         )
-    return split[part]
+    twice = next((found for found in names_of.values() if len(found) > 1), None)
+    if twice:
+        raise UserError(f"{' and '.join(twice)} are one class of the checkpoint. Point to a folder that has it once.")
+    return [name for (name,) in names_of.values()]
+
+
+def origins(class_names: Sequence[str], known: Collection[str]) -> dict[str, str]:
+    """Which of the `known` names each of `class_names` is; those that are none are left out.
+
+    Where none is known as it is, they may stand deeper in their folder or higher than they did: `up/cat` is `cat`, and
+    `cat` is `up/cat` if no other known name ends so.
+    """
+    exact = {name: name for name in class_names if name in known}
+    if exact:
+        return exact
+    ending_in: dict[str, list[str]] = {}
+    for name in known:
+        for end in _ends(name):
+            ending_in.setdefault(end, []).append(name)
+    found = {}
+    for name in class_names:
+        deeper = next((end for end in _ends(name) if end in known), None)
+        higher = ending_in.get(name, [])
+        if deeper is not None:
+            found[name] = deeper
+        elif len(higher) == 1:
+            found[name] = higher[0]
+    return found
+
+
+def _ends(name: str) -> Iterator[str]:
+    """`a/b/c`: `b/c`, `c`."""
+    while "/" in name:
+        name = name.partition("/")[2]
+        yield name

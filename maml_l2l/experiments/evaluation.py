@@ -14,9 +14,10 @@ from maml_l2l.algorithms.scores import Evaluation, Scores
 from maml_l2l.backbones import use_backbone
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
 from maml_l2l.config import Experiment, changed_keys
+from maml_l2l.data.class_folders import NoPictures
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import load_data
-from maml_l2l.data.splits import SPLITS, unseen_classes
+from maml_l2l.data.splits import SPLITS, origins, unseen_classes
 from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
 from maml_l2l.experiments.feature_tasks import FeatureTasks
 from maml_l2l.system import distributed
@@ -124,7 +125,7 @@ def _evaluate(checkpoint: Checkpoint, experiment: Experiment, split: str, progre
     device = find_device(run.device)
     with progress_bars(progress), computing(device, run.threads, run.precision), distributed.process_group(device):
         check_same_experiment(experiment)
-        images = distributed.one_a_machine_first(lambda: load_data(experiment.data))
+        images = distributed.one_a_machine_first(lambda: _images(checkpoint, experiment))
         with distributed.together():
             stream = _stream(checkpoint, experiment, images, split)
         check_same_data(images, checkpoint.split | {"evaluated": [split]}, checkpoint.tensors)
@@ -138,6 +139,18 @@ def _evaluate(checkpoint: Checkpoint, experiment: Experiment, split: str, progre
             normalisation=experiment.algorithm.normalisation,
             progress=progress,
         )
+
+
+def _images(checkpoint: Checkpoint, experiment: Experiment) -> LabelledImages:
+    try:
+        return load_data(experiment.data)
+    except NoPictures as error:
+        if experiment.data.root != checkpoint.experiment.data.root:
+            raise
+        raise UserError(
+            f"{error} This is the path that the checkpoint was trained with, seen from the working folder: name the "
+            "data with --path (data.root)."
+        ) from None
 
 
 def _check_changes(trained: Experiment, wanted: Experiment) -> None:
@@ -162,7 +175,14 @@ def _stream(checkpoint: Checkpoint, experiment: Experiment, images: LabelledImag
                 f"Set data.{key}={trained}."
             )
     classes = unseen_classes(checkpoint.split, split, images.class_names, checkpoint.earlier_classes)
-    if classes != checkpoint.split[split] and distributed.rank() == 0:
+    renamed = classes != checkpoint.split[split] and origins(classes, checkpoint.split[split])
+    if renamed and distributed.rank() == 0:
+        new, old = next(iter(renamed.items()))
+        _log.info(
+            f"{experiment.data.root} holds the checkpoint's classes under other names, {new} for {old}: the "
+            f"{len(classes)} {split} classes among them are evaluated"
+        )
+    elif classes != checkpoint.split[split] and distributed.rank() == 0:
         total = len(images.class_names)
         which = f"all {total}" if len(classes) == total else f"the {len(classes)} of {total} that never trained it"
         _log.info(f"{experiment.data.root} holds no class of the checkpoint's split: {which} are evaluated")

@@ -19,14 +19,10 @@ from maml_l2l.experiments.metrics_log import check_tensorboard
 from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system.errors import UserError, listing
 from maml_l2l.system.files import check_outputs, check_regular, make_folder, open_regular, reason
+from maml_l2l.system.run_files import BEST, CONFIG, LAST, LOCK, METRICS, NAMES, PREVIOUS, SESSIONS, TENSORBOARD
 from maml_l2l.system.torch_files import UnreadableFile
 
 _log = logging.getLogger(__name__)
-
-CONFIG, LAST, PREVIOUS, BEST = "config.yaml", "last.pth", "previous.pth", "best.pth"
-SESSIONS, METRICS, CURVES, TENSORBOARD = "sessions.json", "metrics.jsonl", "curves.png", "tensorboard"
-_FILES = (CONFIG, LAST, PREVIOUS, BEST, SESSIONS, METRICS, CURVES)
-_LOCK = ".lock"
 
 _MAX_SESSIONS = 2**24  # bytes
 
@@ -67,22 +63,22 @@ def claimed(path: Path, save_to: Path | None = None, inputs: Iterable[str | Path
     lock = _locked(path)
     try:
         _check_files(path)
-        own = {path / name for name in (*_FILES, _LOCK)} - {path / BEST}
+        own = {path / name for name in (*NAMES, LOCK)} - {path / BEST}
         check_outputs([save_to], [*own, *inputs])
         yield
     finally:
         with contextlib.suppress(OSError):
-            if is_new and os.listdir(path) == [_LOCK]:
-                (path / _LOCK).unlink()
+            if is_new and os.listdir(path) == [LOCK]:
+                (path / LOCK).unlink()
                 path.rmdir()
         lock.release()
 
 
 def _locked(path: Path) -> FileLock:
-    lock = FileLock(path / _LOCK)
+    lock = FileLock(path / LOCK)
     try:
-        if (path / _LOCK).is_symlink():
-            raise UserError(f"{path / _LOCK} is a link, and nothing is written through links. Remove it.")
+        if (path / LOCK).is_symlink():
+            raise UserError(f"{path / LOCK} is a link, and nothing is written through links. Remove it.")
         lock.acquire(blocking=False)
     except Timeout:
         raise UserError(f"another process is writing to {path}. Stop it first, or name another --run_dir.") from None
@@ -92,7 +88,7 @@ def _locked(path: Path) -> FileLock:
 
 
 def _check_files(path: Path) -> None:
-    for name in _FILES:
+    for name in NAMES:
         try:
             check_regular(os.stat(path / name), path / name)
         except FileNotFoundError:
@@ -123,7 +119,7 @@ def check_folder(path: Path, resume: bool) -> None:
             f"the folder {path} already holds a run, which is never overwritten. "
             "Go on with it by --resume, or name another with --run_dir."
         )
-    taken = [name for name in (*_FILES, TENSORBOARD) if os.path.lexists(path / name)]
+    taken = [name for name in (*NAMES, TENSORBOARD) if os.path.lexists(path / name)]
     if taken:
         raise UserError(
             f"the folder {path} already holds {listing(taken)}, which a run would overwrite. "

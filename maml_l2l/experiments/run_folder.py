@@ -16,22 +16,13 @@ from maml_l2l.algorithms.scores import Evaluation
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from maml_l2l.config import Experiment
 from maml_l2l.experiments.metrics_log import MetricsLog
-from maml_l2l.experiments.resuming import (
-    BEST,
-    CONFIG,
-    CURVES,
-    LAST,
-    METRICS,
-    PREVIOUS,
-    SESSIONS,
-    earlier_sessions,
-    set_aside,
-)
+from maml_l2l.experiments.resuming import earlier_sessions, set_aside
 from maml_l2l.reports.plots import plot_curves
 from maml_l2l.system import distributed
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import write_atomically, write_json
 from maml_l2l.system.machine import machine
+from maml_l2l.system.run_files import BEST, CONFIG, CURVES, LAST, METRICS, PREVIOUS, SESSIONS
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from maml_l2l.backbones import use_backbone
 from maml_l2l.config import Experiment, load_experiment
-from maml_l2l.data.sources import class_split, load_data
+from maml_l2l.data.sources import class_split, load_data, split_in_words
 from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
 from maml_l2l.experiments.resuming import beginning, started_by
 from maml_l2l.experiments.run_folder import NoRunFolder, RunFolder
@@ -17,6 +17,7 @@ from maml_l2l.experiments.trainer import MetaTrainer
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, find_device, seeded
 from maml_l2l.system.errors import printable
+from maml_l2l.system.files import user_path
 from maml_l2l.system.interruption import StopRequests
 from maml_l2l.system.messages import progress_bar, progress_bars
 
@@ -48,7 +49,7 @@ def train(
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
-    run_dir, save_to = Path(run_dir), None if save_to is None else Path(save_to)
+    run_dir, save_to = user_path(run_dir), None if save_to is None else user_path(save_to)
     use_backbone(experiment.model.name)
     with progress_bars(progress):
         _train(experiment, run_dir, save_to, resume)
@@ -70,6 +71,8 @@ def _train(experiment: Experiment, run_dir: Path, save_to: Path | None, resume: 
         images = distributed.one_a_machine_first(lambda: load_data(experiment.data))
         with distributed.together():
             trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
+            if experiment.data.name == "folder" and distributed.rank() == 0:
+                _log.info(split_in_words(experiment.data, images, trainer.split))
             if saved is not None:
                 trainer.restore(saved)
             elif pretrained is not None:

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from maml_l2l.algorithms.scores import Evaluation
+from maml_l2l.reports.lettering import draw_as_written
 from maml_l2l.system.errors import UserError, printable
 from maml_l2l.system.files import make_folder, write_atomically
 
@@ -22,6 +23,7 @@ def _save_figure(figure, path: Path) -> None:
     if kind not in figure.canvas.get_supported_filetypes():
         raise UserError(f"cannot write a picture as {path}: the ending .{kind} is not one of .png, .svg, .pdf.")
     make_folder(Path(path).parent)
+    draw_as_written(figure)
     write_atomically(Path(path), lambda file: figure.savefig(file, format=kind, dpi=150))
 
 
@@ -68,9 +70,12 @@ def plot_predictions(
     else:
         places = upper.subplots(len(names), columns, squeeze=False)
         for row, (name, pictures) in zip(places, shown.items(), strict=True):
-            row[0].set_ylabel(_shortened(name), rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
+            row[0].set_ylabel(_shortened(name), rotation=0, ha="right", va="center", fontsize=9)
             _draw(row, pictures)
-    titles = (f"{_shortened(found['class'])}\n{100 * found['probability']:.1f} %" for found in predictions)
+    titles = (
+        f"{'unsure: ' * found.get('unsure', False)}{_shortened(found['class'])}\n{100 * found['probability']:.1f} %"
+        for found in predictions
+    )
     _draw_titled(lower.subplots(query_rows, columns, squeeze=False).ravel(), queries, titles)
     _save_figure(figure, Path(path))
 
@@ -102,7 +107,7 @@ def _draw(places, pictures: Sequence[torch.Tensor] | torch.Tensor) -> None:
 
 def _draw_titled(places, pictures: Sequence[torch.Tensor] | torch.Tensor, titles: Iterable[str]) -> None:
     for place, _, title in zip(places, pictures, titles, strict=False):
-        place.set_title(title, fontsize=9, parse_math=False)
+        place.set_title(title, fontsize=9)
     _draw(places, pictures)
 
 
@@ -119,7 +124,7 @@ def plot_curves(metrics: Path, path: Path, title: str) -> None:
     training = [line for line in lines if {"iteration", "loss", "accuracy"} <= line.keys()]
     validation = [line for line in lines if {"iteration", "val_loss", "val_accuracy", "val_ci95"} <= line.keys()]
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    figure.suptitle(printable(title), parse_math=False)
+    figure.suptitle(printable(title))
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     for axes, key in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
         if training:  # a pretrained network is validated before it is trained any further

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from maml_l2l.algorithms.calibration import Calibration
 from maml_l2l.algorithms.scores import Evaluation
 from maml_l2l.config import Experiment
 from maml_l2l.system.errors import printable
@@ -45,16 +47,27 @@ def evaluation_json(evaluation: Evaluation, protocol: dict) -> dict:
     return {"accuracy": accuracy, **protocol}
 
 
-def prediction_rows(paths: list[str], classes: list, probabilities: np.ndarray) -> list[dict[str, Any]]:
+def calibration_table(temperature: float, rows: Sequence[Calibration]) -> str:
+    """The temperature, and what it does on tasks of each number of ways."""
+    lines = [f"temperature {temperature:.3f}", "ways   accuracy (%)   calibration error (%)   with the temperature"]
+    return "\n".join(
+        lines + [f"{row.ways:4d}   {row.accuracy:12.2f}   {row.before:21.2f}   {row.after:20.2f}" for row in rows]
+    )
+
+
+def prediction_rows(
+    paths: list[str], classes: list, probabilities: np.ndarray, least: float = 0.0
+) -> list[dict[str, Any]]:
     """For each picture its `path`, `class`, `probability`, and `runners_up`: the other classes, most probable first.
 
-    probabilities: (len(paths), len(classes)).
+    `unsure` says whether the probability is below `least`.  probabilities: (len(paths), len(classes)).
     """
     found = []
     for path, row in zip(paths, probabilities, strict=True):
         order = (-row).argsort(kind="stable")
         ranking = [{"class": classes[column], "probability": row[column].item()} for column in order]
-        found.append({"path": path, **ranking[0], "runners_up": ranking[1:]})
+        unsure = ranking[0]["probability"] < least
+        found.append({"path": path, **ranking[0], "unsure": unsure, "runners_up": ranking[1:]})
     return found
 
 
@@ -66,5 +79,7 @@ def predictions_text(predictions: list[dict]) -> str:
     lines = []
     for found in predictions:
         first, *others = (f"{one['class']} {100 * one['probability']:.1f} %" for one in [found, *found["runners_up"]])
+        if found.get("unsure"):
+            first, others = "unsure", [first, *others]
         lines.append(printable(f"{found['path']}: {first} ({', '.join(others[:_RUNNERS_UP])})"))
     return "\n".join(lines)

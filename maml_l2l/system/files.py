@@ -28,6 +28,11 @@ _CAREFUL = os.O_RDONLY | _BINARY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O
 _NAME_PART = 40  # characters of its final name in the name of a temporary file, so that long names stay possible
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """`path`; `~` at its beginning is the home folder, also where no shell replaces it, as in `--path=~/d`."""
+    return Path(os.path.expanduser(path))
+
+
 def reason(error: OSError) -> str:
     """What the system says is wrong, in a few words."""
     return str(error.strerror or error)
@@ -57,7 +62,12 @@ def check_regular(status: os.stat_result, path: str | Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Create the folder `path` and its parents. Raises `UserError` where that cannot be done."""
+    """Create the folder `path` and its parents.
+
+    Raises `UserError` where that cannot be done, and for `~` where there is no home folder.
+    """
+    if path.parts[:1] == ("~",):
+        raise UserError(f"cannot create the folder {path}: there is no home folder that ~ stands for. Name it in full.")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -46,8 +46,8 @@ def on_screen() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            # Of a picture that is refused right afterwards, by its name.
-            warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
+            # Of damaged metadata, which do not matter, and of a picture that is refused by name right afterwards.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
     finally:
         logger.removeHandler(handler)
