@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 import maml_l2l
+from benchmarks import icons
 from benchmarks.lite0 import NAME, lite0_weights
 from maml_l2l import predict
 from maml_l2l.algorithms import build_learner
@@ -346,3 +347,38 @@ def test_the_real_imagenet_body_knows_a_palace_and_a_flower():
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (wanted.mean, wanted.std))
     with torch.no_grad():
         assert network((pixels - mean) / std).argmax(1).tolist() == [698, 985]  # palace, daisy
+
+
+def test_icons_of_several_makers_become_classes(tmp_path):
+    """Copies, links, grey icons, small ones and second names are left out."""
+    rng = np.random.default_rng(0)
+
+    def draw(maker, name, pixels=None, side=64):
+        pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8) if pixels is None else pixels
+        path = tmp_path / maker / f"{side}x{side}" / "apps" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        return pixels
+
+    blocks = [
+        np.kron(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8)) for _ in range(8)
+    ]
+    makers = ("Papirus", "breeze", "oxygen", "Faenza")
+    for maker, pixels in zip(makers, blocks, strict=False):
+        draw(maker, "apple", pixels)
+        draw(maker, "second-name-of-the-apple", pixels)
+        draw(maker, "grey", np.repeat(pixels[..., :1], 3, axis=2))
+        draw(maker, "small", side=22)
+    for maker in makers[:3]:
+        draw(maker, "copied", blocks[5])
+    draw("Moka", "pear", blocks[6])
+    for maker in makers[:2]:
+        (tmp_path / maker / "64x64" / "apps" / "pear.png").symlink_to("apple.png")
+    classes = icons.drawings(tmp_path)
+    assert {name: [maker for maker, _ in drawn] for name, drawn in classes.items()} == {
+        "apple": list(makers),
+        "second-name-of-the-apple": list(makers),
+    }
+    assert list(icons.different(classes)) == ["apple"]
+    assert {icons.part(f"icon{number}", 6) for number in range(40)} == {"train", "val", "test"}
+    assert {icons.part(f"icon{number}", 5) for number in range(40)} == {"train"}
