@@ -36,6 +36,7 @@ from maml_l2l.system.files import make_folder
 from maml_l2l.system.messages import on_screen
 from tests.test_image_folder import CLASSES, damage, fill, settings, without_decoding
 from tests.test_pictures import folder
+from tests.test_structure import ROOMS
 from tests.test_training import TINY
 
 SHORT = ["train.iterations=2", "train.validate_every=2", "train.validate_tasks=2", "run.threads=1"]
@@ -65,7 +66,7 @@ def command(monkeypatch, capsys, module, *arguments):
 
 def options():
     """Every option of every command that takes a path, with its parser's type."""
-    for name in ("train", "eval", "predict", "calibrate", "download"):
+    for name in ROOMS[-2]:
         made = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(argparse.ArgumentParser, "parse_args", lambda self, made=made: made.append(self) or 1 / 0)
@@ -158,8 +159,7 @@ def texts(path):
     return re.findall(r"<!-- (.*?) -->", path.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("usetex", [False, True])
-@pytest.mark.parametrize("name", ["a$5_vs_$6", "$\\frac{ # ~ %"])
+@pytest.mark.parametrize(("name", "usetex"), [("a$5_vs_$6", False), ("$\\frac{ # ~ %", True)])
 def test_no_name_is_markup_in_any_plot(model, tmp_path, name, usetex):
     curves, side_by_side, rows = (tmp_path / f"{number}.svg" for number in range(3))
     pixels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
