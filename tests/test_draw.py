@@ -239,7 +239,7 @@ def test_a_support_set_becomes_a_zip_that_predict_takes_and_comes_back(client, t
         "a_b",
         "FISH",
         "lost+found",
-        "<img src=x onerror=alert(1)>",
+        "<img onerror=alert(1)>",
         "é" * 90,
     ]
     classes = [{"name": name, "pictures": [coded(path) for path in SUPPORT[:2]]} for name in names]
