@@ -29,18 +29,6 @@ LISTED, DRAWN, OTHERS = 12, 8, 11  # images in the table and the picture; images
 _AT_ONCE = 50
 
 
-class NotedTasks(TaskStream):
-    """A `TaskStream` that notes which images it draws: in `drawn`, those of each task, (ways, shots + queries)."""
-
-    def __init__(self, *arguments, **options):
-        self.drawn: list[torch.Tensor] = []
-        super().__init__(*arguments, **options)
-
-    def _grouped(self, indices: list[int]) -> torch.Tensor:
-        self.drawn.append(super()._grouped(indices))
-        return self.drawn[-1]
-
-
 @torch.no_grad()
 def count_misread(checkpoint: Checkpoint, images: LabelledImages, split: str, tasks: int) -> torch.Tensor:
     """(2, N) int64: how often each image was a query in the first `tasks` tasks of `split`, and how often misread.
@@ -50,16 +38,16 @@ def count_misread(checkpoint: Checkpoint, images: LabelledImages, split: str, ta
     experiment, device = checkpoint.experiment, find_device()
     data, sizes = experiment.data, experiment.task.model_dump()
     options = {"rotate": data.rotate, "seed": experiment.run.seed, "drop_small": data.drop_small_classes}
-    stream = NotedTasks(images, checkpoint.split[split], split=split, **sizes, **options)
+    stream = TaskStream(images, checkpoint.split[split], split=split, **sizes, **options)
     learner = checkpoint.learner(experiment.algorithm).to(device)
     steps, normalisation = [experiment.algorithm.inner_steps], experiment.algorithm.normalisation
     counts = torch.zeros(2, len(images.labels), dtype=torch.int64)
     for start in tqdm(range(0, tasks, _AT_ONCE), unit_scale=_AT_ONCE, unit="task", disable=None):
-        stream.drawn.clear()
-        batch = stream.batch(start, min(_AT_ONCE, tasks - start)).to(device)
+        count = min(_AT_ONCE, tasks - start)
+        batch = stream.batch(start, count).to(device)
         logits = [learner.adapt_and_score(chunk, steps, normalisation)[0] for chunk in learner.chunks(batch)]
         wrong = (torch.cat(logits).argmax(-1) != batch.query_labels).cpu().flatten()
-        queries = torch.stack(stream.drawn)[:, :, sizes["shots"] :].flatten()
+        queries = stream.indices(start, count)[:, :, sizes["shots"] :].flatten()
         counts[0].index_add_(0, queries, torch.ones_like(queries))
         counts[1].index_add_(0, queries, wrong.long())
     return counts

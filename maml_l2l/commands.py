@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import maml_l2l
@@ -38,10 +38,10 @@ def add_version_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", action="version", version=f"maml_l2l {maml_l2l.__version__}")
 
 
-def use_named_backbone(settings: Iterable[str], alone: bool = False) -> None:
+def use_named_backbone(settings: Iterable[str], only: Sequence[str] = ()) -> dict[str, Any]:
     """Make the backbone available that `--set model.name=NAME` names, which permits a checkpoint to name it, too.
 
-    alone: refuse settings of other keys, which would have no effect.
+    only: refuse settings of other keys, which would have no effect.  Returns what is set of the section `model`.
     """
     from maml_l2l.backbones import use_backbone  # PyTorch loads here, not for --help
     from maml_l2l.config.yaml_values import apply_override
@@ -49,13 +49,14 @@ def use_named_backbone(settings: Iterable[str], alone: bool = False) -> None:
     values: dict[str, Any] = {}
     for setting in settings:
         apply_override(values, setting)
-        if alone and setting.partition("=")[0].strip() != "model.name":
+        if only and setting.partition("=")[0].strip() not in only:
             raise UserError(
-                f"--set {setting}: a prediction takes all but model.name from the checkpoint. Leave it out."
+                f"--set {setting}: a prediction takes all but {' and '.join(only)} from the checkpoint. Leave it out."
             )
-    name = values.get("model", {}).get("name")
-    if isinstance(name, str):  # what else it may be, the config's own check refuses
-        use_backbone(name)
+    model = values.get("model") or {}
+    if isinstance(model.get("name"), str):  # what else it may be, the config's own check refuses
+        use_backbone(model["name"])
+    return model
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -17,13 +17,12 @@ def main() -> None:
     # PyTorch and learn2learn load here, not for --help
     from maml_l2l.checkpoints.checkpoint import load_pretrained
     from maml_l2l.experiments.evaluation import evaluate, on_this_machine
-    from maml_l2l.pretrained import find_checkpoint
+    from maml_l2l.pretrained import files_of
     from maml_l2l.reports import plots, tables
 
-    commands.use_named_backbone(arguments.set)
-    model = find_checkpoint(arguments.model)
-    check_outputs([arguments.json, arguments.plot], [model])
-    checkpoint = load_pretrained(model)
+    given = commands.use_named_backbone(arguments.set)
+    check_outputs([arguments.json, arguments.plot], files_of(arguments.model))
+    checkpoint = load_pretrained(arguments.model, given.get("weights"))
     trained = on_this_machine(checkpoint.experiment)
     experiment = with_overrides(trained, _overrides(arguments), "the command line", arguments.set)
     if experiment.data.name == "folder":
@@ -49,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         required=True,
         type=os.path.expanduser,
-        help="a .pth file, or a name in pretrained/",
+        help="a .pth file, a name in pretrained/, photos, timm:NAME or torchvision:NAME",
     )
     parser.add_argument(
         "--path",

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from maml_l2l import commands
-from maml_l2l.pretrained import DEFAULT, find_checkpoint
+from maml_l2l.pretrained import DEFAULT, PHOTOS, files_of
 from maml_l2l.system.files import check_outputs, user_path, write_json
 
 
@@ -21,7 +21,7 @@ def main() -> None:
         metavar="CHECKPOINT",
         type=os.path.expanduser,
         default=DEFAULT,
-        help=f"a .pth file, or a name in pretrained/ (default: {DEFAULT})",
+        help=f"a .pth file, a name in pretrained/, or {PHOTOS} for photographs (default: {DEFAULT})",
     )
     parser.add_argument(
         "--support", metavar="DIR", required=True, type=user_path, help="one folder of pictures per class"
@@ -64,12 +64,12 @@ def _predict(arguments: argparse.Namespace) -> None:
     from maml_l2l.prediction import FewShotClassifier
     from maml_l2l.reports import plots, tables
 
-    commands.use_named_backbone(arguments.set, alone=True)
-    model = find_checkpoint(arguments.model)
-    checkpoint = load_pretrained(model)
+    given = commands.use_named_backbone(arguments.set, only=["model.name", "model.weights"])
+    files = files_of(arguments.model)
+    checkpoint = load_pretrained(arguments.model, given.get("weights"))
     examples, labels = support_pictures(arguments.support)
     queries = query_pictures(arguments.query)
-    check_outputs([arguments.json, arguments.plot], [model, *examples, *queries])
+    check_outputs([arguments.json, arguments.plot], [*files, *examples, *queries])
     if arguments.skip_damaged:
         class_of = dict(zip(examples, labels, strict=True))
         examples, queries = (readable_pictures(paths, checkpoint.experiment.data) for paths in (examples, queries))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from maml_l2l import TaskBatch, VectorizedMAML, load_experiment
 from maml_l2l.backbones import Conv4
-from maml_l2l.pretrained import find_checkpoint
+from maml_l2l.pretrained import files_of
 from maml_l2l.system.learn2learn_import import learn2learn
 from tests.commands import ROOT, run
 
@@ -116,7 +116,7 @@ def test_every_command_is_taken_by_its_parser(monkeypatch, module, arguments):
             assert (ROOT / word).exists(), f"there is no {word}"
     model = getattr(options, "model", None)
     if isinstance(model, str) and model.islower():  # CHECKPOINT is for the reader to fill in
-        find_checkpoint(model)
+        files_of(model)
     config = getattr(options, "config", None)
     load_experiment(ROOT / config if config and (ROOT / config).exists() else None, getattr(options, "set", []))
 

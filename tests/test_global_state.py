@@ -125,7 +125,8 @@ def test_a_command_prints_messages_and_one_line_per_warning(capsys):
         logging.getLogger(f"{LOGGER}.data").info("read 5\nfiles \x1b[2J")
         logging.getLogger(LOGGER).warning("logged")
         warnings.warn("the cache is\nlost", stacklevel=2)
-        warnings.warn("Image size (99 pixels) exceeds limit of 9 pixels, could be", stacklevel=2)
+        for said in ("Image size (99 pixels) exceeds limit of 9 pixels, could be", "Corrupt EXIF data"):
+            warnings.warn_explicit(said, UserWarning, "Image.py", 1, module="PIL.Image")
     assert capsys.readouterr() == ("read 5 files \\x1b[2J\n", "warning: logged\nwarning: the cache is lost\n")
     assert state() == before
 

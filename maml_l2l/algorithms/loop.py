@@ -79,4 +79,4 @@ class LoopMAML(MetaLearner):
         features = functional_call(self.module, identity_head(weight.shape[1], weight) | self.norms_at(0), (support,))
         head: Any = learner.module.head
         for name, value in prototype_head(features, labels, ways).items():
-            head._parameters[name.removeprefix("head.")] = value
+            head._parameters[name.removeprefix("head.")] = value.requires_grad_()  # where no feature does, this does

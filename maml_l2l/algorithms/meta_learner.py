@@ -11,8 +11,10 @@ from torch import nn
 from torch.func import vmap
 from torch.nn import functional as F
 
-from maml_l2l.algorithms.adapted import AdaptedNetworks, check_normalisation
+from maml_l2l.algorithms.adapted import AdaptedNetworks
+from maml_l2l.algorithms.checks import check_module, check_normalisation
 from maml_l2l.algorithms.clone import TaskClone
+from maml_l2l.algorithms.features import features_of, head_learner
 from maml_l2l.algorithms.functional import plain_attention
 from maml_l2l.algorithms.norms import NormsPerStep
 from maml_l2l.algorithms.scores import Scores, mean_cross_entropy, score
@@ -69,7 +71,7 @@ class MetaLearner(MAML):
         Raises `UserError` where the module keeps running statistics, which tasks would share, or has parameters
         without gradients that `allow_nograd=False` rules out.
         """
-        _check_module(model, allow_nograd)
+        check_module(model, allow_nograd)
         super().__init__(model, lr, first_order, allow_unused, allow_nograd)
         self.loss = loss
         self.register_parameter("inner_lrs", None)
@@ -172,12 +174,20 @@ class MetaLearner(MAML):
 
         support: (T, n, ...).  labels: (T, n).  ways: see `TaskBatch`.  steps: see `adapt_and_score`.
         """
-        return AdaptedNetworks(self, support, ways, [self._kept(n) for n in self._adapt(support, labels, ways, steps)])
+        head, network = head_learner(self), None
+        if head is not None:
+            network, support = self.module, features_of(self.module, support)
+        learner = head or self
+        adapted = [learner._kept(networks) for networks in learner._adapt(support, labels, ways, steps)]
+        return AdaptedNetworks(learner, support, ways, adapted, network)
 
     def _adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str) -> torch.Tensor:
-        support, ways = tasks.support, tasks.ways
-        networks = self._adapt(support, tasks.support_labels, ways, steps)
-        return torch.stack([self._answers(network, support, tasks.query, ways, normalisation) for network in networks])
+        support, query, ways, head = tasks.support, tasks.query, tasks.ways, head_learner(self)
+        if head is not None:
+            support, query = features_of(self.module, support), features_of(self.module, query)
+        learner = head or self
+        networks = learner._adapt(support, tasks.support_labels, ways, steps)
+        return torch.stack([learner._answers(one, support, query, ways, normalisation) for one in networks])
 
     def _adapt(
         self, support: torch.Tensor, labels: torch.Tensor, ways: int | None, steps: Sequence[int]
@@ -234,15 +244,3 @@ class MetaLearner(MAML):
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         return gradients, Scores(scores[-1].losses.detach(), scores[-1].accuracies)
-
-
-def _check_module(module: nn.Module, allow_nograd: bool) -> None:
-    for name, part in module.named_modules():
-        if getattr(part, "running_mean", None) is not None:
-            raise UserError(
-                f"the module keeps running statistics ({name or type(part).__name__}), which tasks would share. Call "
-                "torch.func.replace_all_batch_norm_modules_(module) first, or build it with track_running_stats=False."
-            )
-    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
-    if frozen and not allow_nograd:
-        raise UserError(f"the parameter {frozen[0]} requires no gradient, which allow_nograd=False rules out.")

@@ -22,6 +22,7 @@ from maml_l2l.tasks.batch import TaskBatch
 # Support images of a chunk on a CPU, the best of 25 to 160 at 5 and 20 ways: compiled code gains from the cache, the
 # other from fewer and larger operations. A GPU wants all there is; this bounds its memory.
 _IMAGES_COMPILED, _IMAGES_UNCOMPILED, _IMAGES_GPU = 50, 100, 800
+_USUAL_NUMBERS = 3 * 84 * 84  # of one image; larger ones count for as many as their activations take memory
 
 
 class VectorizedMAML(TaskNetworks):
@@ -122,6 +123,7 @@ class VectorizedMAML(TaskNetworks):
         images = _IMAGES_COMPILED if self.compiled else _IMAGES_UNCOMPILED
         if tasks.support.is_cuda:
             images = _IMAGES_GPU
+        images = images * _USUAL_NUMBERS // max(_USUAL_NUMBERS, tasks.support[0, 0].numel())
         most = min(len(tasks), max(1, images // tasks.support.shape[1]))
         divisor = max(size for size in range(1, most + 1) if len(tasks) % size == 0)
         return divisor if 2 * divisor > most else most

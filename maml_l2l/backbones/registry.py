@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from maml_l2l.backbones.conv4 import Conv4
+from maml_l2l.backbones.library import LibraryNetwork
 from maml_l2l.backbones.mlp import MLP
 from maml_l2l.backbones.resnet12 import ResNet12
 from maml_l2l.config import BACKBONES, Model
 from maml_l2l.config.problems import shortened, shown
 from maml_l2l.system.errors import UserError, listing
+from maml_l2l.system.image_models import LIBRARIES, input_format, is_library_name
 
 Factory = Callable[..., nn.Module]
 
@@ -31,7 +34,8 @@ def register_backbone(name: str, factory: Factory) -> None:
     (N, ways). The network keeps no running statistics; see `docs/library.md`. A second registration of a name takes
     the place of the first.
 
-    Raises `UserError` where `factory` needs other arguments, and where `name` is that of a built-in backbone.
+    Raises `UserError` where `factory` needs other arguments, and where `name` is that of a built-in backbone, or one
+    that means a network of timm or torchvision.
 
     >>> import torch, maml_l2l
     >>> def linear(ways, channels, image_size):
@@ -42,6 +46,8 @@ def register_backbone(name: str, factory: Factory) -> None:
     """
     if name in BACKBONES:
         raise UserError(f"the backbone {name} is built in, and published checkpoints need it. Take another name.")
+    if is_library_name(name):
+        raise UserError(f"the name {name} means a network of {listing(LIBRARIES)}. Take another name.")
     factory_arguments(name, factory)
     _factories[name] = factory
 
@@ -49,8 +55,13 @@ def register_backbone(name: str, factory: Factory) -> None:
 def use_backbone(name: str) -> None:
     """Make the backbone `name` available, which the user has given: import `package.module:factory` if it is one.
 
+    Networks of timm and torchvision are available as they are.
+
     A name that a checkpoint gives must not come here. Raises `UserError` where there is no such backbone.
     """
+    if is_library_name(name):
+        input_format(name)  # raises where there is no such network
+        return
     if name in _factories:
         return
     module, colon, attribute = name.partition(":")
@@ -117,7 +128,14 @@ def factory_arguments(name: str, factory: Factory | None = None) -> list[str]:
     return [argument for argument in _ARGUMENTS if argument in names]
 
 
+def is_built_in(name: str) -> bool:
+    """Whether this package knows the network, so that a stranger's file may name it: no code of others is loaded."""
+    return name in BACKBONES or is_library_name(name)
+
+
 def _factory(name: str) -> Factory:
+    if is_library_name(name):
+        return partial(LibraryNetwork, name)
     if name not in _factories:
         raise UserError(
             f"the backbone {shown(name)} is not registered, and a checkpoint never makes code load. {_known()}. "
@@ -128,4 +146,4 @@ def _factory(name: str) -> Factory:
 
 
 def _known() -> str:
-    return f"There are {listing(sorted(_factories))}"
+    return f"There are {listing(sorted(_factories))}, timm:NAME and torchvision:NAME"

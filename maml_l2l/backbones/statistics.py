@@ -35,11 +35,12 @@ def first_images_normalise(network: nn.Module, count: int | None) -> Iterator[No
 
     None: from all of them, as always. This is how a query is scored inductively: the support images stand first, and
     no query changes what another one's answer is (Bronskill et al., 2020, section 3.1: TaskNorm). Layers that look at
-    each image alone, such as `LayerNorm` and `GroupNorm`, are inductive as they are.
+    each image alone, such as `LayerNorm`, `GroupNorm` and norms with constant statistics, are inductive as they are.
     """
     hooks = []
     if count is not None:
-        layers = [module for module in network.modules() if isinstance(module, _BATCH_NORMS)]
+        norms = [module for module in network.modules() if isinstance(module, _BATCH_NORMS)]
+        layers = [norm for norm in norms if norm.running_mean is None]
         hooks = [layer.register_forward_hook(partial(_normalised, count=count)) for layer in layers]
     try:
         yield

@@ -10,11 +10,12 @@ from typing import Any, BinaryIO
 import torch
 
 from maml_l2l.algorithms import MetaLearner, build_learner
+from maml_l2l.backbones import LibraryNetwork, backbone_arguments, build_backbone
 from maml_l2l.checkpoints.validation import checked_contents
 from maml_l2l.config import Algorithm, Experiment, parse_experiment
 from maml_l2l.config.problems import shown
-from maml_l2l.data.splits import ClassSplit
-from maml_l2l.pretrained import find_checkpoint
+from maml_l2l.data.splits import SPLITS, ClassSplit
+from maml_l2l.pretrained import PHOTOS, find_checkpoint, library_network
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import user_path, write_atomically
 from maml_l2l.system.torch_files import load_torch_file, save_torch_file
@@ -215,13 +216,38 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(**checked_contents(content, Checkpoint, str(path), "Use another one."))
 
 
-def load_pretrained(name_or_path: str | os.PathLike[str]) -> Checkpoint:
+def load_pretrained(name_or_path: str | os.PathLike[str], weights: str | None = None) -> Checkpoint:
     """The published checkpoint of that name, e.g. `omniglot_5w1s`, or the one in that file; see `load_checkpoint`.
 
-    The files come with the package. Raises `UserError`, which lists the names, where there is no such checkpoint.
+    The files come with the package. `photos`, `timm:NAME` and `torchvision:NAME` have none: they are networks that have
+    learned from photographs, with a head of prototypes. Their library downloads the weights on first use, or they are
+    read from the file `weights`, see `LibraryNetwork.take_weights`.
+    Raises `UserError`, which lists the names, where there is no such checkpoint, and where weights cannot be had.
 
     >>> import maml_l2l
     >>> maml_l2l.load_pretrained("omniglot_5w1s").experiment.task.shots
     1
     """
+    network = library_network(name_or_path)
+    if network is not None:
+        return _of_library(network, "default" if weights is None else weights)
+    if weights is not None:
+        raise UserError(
+            f"model.weights is for {PHOTOS} and other networks of timm and torchvision, found {weights!r} for "
+            f"{name_or_path}, which has its own. Leave it out."
+        )
     return load_checkpoint(find_checkpoint(name_or_path if isinstance(name_or_path, str) else Path(name_or_path)))
+
+
+def _of_library(name: str, weights: str) -> Checkpoint:
+    """The network `name` of timm or torchvision as a checkpoint that nothing here has trained."""
+    values = {"model": {"name": name, "weights": weights}, "data": {"name": "folder"}}
+    experiment = parse_experiment(values, origin=name)
+    backbone = backbone_arguments(experiment.model, experiment.task.ways, 3, experiment.data.image_size or 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for the head, which prototypes replace: equal in all processes
+        network = build_backbone(backbone)
+    if isinstance(network, LibraryNetwork) and weights != "none":
+        network.take_weights(weights)
+    unseen: ClassSplit = {part: [] for part in SPLITS}
+    return Checkpoint(experiment.model_dump(), unseen, 0, None, backbone, network.state_dict(), None)

@@ -10,8 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from maml_l2l.algorithms import MetaLearner, build_learner
-from maml_l2l.backbones import factory_arguments
-from maml_l2l.config import BACKBONES, MAX_FILTERS, MAX_WAYS, Algorithm, Experiment, parse_experiment
+from maml_l2l.backbones import factory_arguments, is_built_in
+from maml_l2l.config import MAX_FILTERS, MAX_WAYS, Algorithm, Experiment, parse_experiment
 from maml_l2l.config.problems import describe_problems, shown
 from maml_l2l.data.splits import SPLITS, ClassSplit
 from maml_l2l.system.errors import UserError
@@ -94,7 +94,7 @@ def _check_network(backbone: dict[str, Any], experiment: Experiment) -> None:
     """
     data = {key: getattr(experiment.data, key) for key in ("channels", "image_size")}
     stated = {**experiment.model.model_dump(), **data}
-    if backbone["name"] not in BACKBONES:
+    if not is_built_in(backbone["name"]):
         del stated["name"]
     for key, found in backbone.items():
         if key in stated and stated[key] != found:
@@ -108,7 +108,7 @@ def _learner(algorithm: Algorithm, backbone: dict[str, Any]) -> MetaLearner:
 
     With a built-in network it takes no memory, as a file says its size. A user's own may compute with its weights.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if backbone["name"] in BACKBONES else "cpu"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if is_built_in(backbone["name"]) else "cpu"):
         return build_learner(algorithm, backbone)
 
 

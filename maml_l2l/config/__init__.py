@@ -2,13 +2,10 @@
 
 from maml_l2l.config.algorithm import Algorithm
 from maml_l2l.config.experiment import (
-    BACKBONES,
-    MAX_FILTERS,
     MAX_WAYS,
     Data,
     Eval,
     Experiment,
-    Model,
     Run,
     Task,
     Train,
@@ -21,6 +18,7 @@ from maml_l2l.config.loading import (
     parse_experiment,
     with_overrides,
 )
+from maml_l2l.config.model import BACKBONES, MAX_FILTERS, Model
 
 __all__ = [
     "BACKBONES",

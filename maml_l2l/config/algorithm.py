@@ -39,7 +39,9 @@ class Algorithm(Section):
         "learned",
         description="the linear head starts as it was `learned`, or as each task's class prototypes, for any ways",
     )
-    inner_steps: int = Field(1, ge=1, le=1000, description="gradient steps of the inner loop in training")
+    inner_steps: int = Field(
+        1, ge=0, le=1000, description="gradient steps of the inner loop in training; 0: prototypes alone"
+    )
     norm_per_step: bool = Field(
         False, description="meta-learn scale and shift of each normalisation per inner step; none of them adapts"
     )
@@ -83,8 +85,15 @@ class Algorithm(Section):
             raise ValueError(
                 f"`algorithm.gradient: {self.gradient}` is for `algorithm.engine: vectorized`, found engine `loop`"
             )
-        if self.multi_step_loss is not None and self.inner_steps == 1:
-            raise ValueError("`algorithm.multi_step_loss` is for 2 inner steps or more, found `inner_steps` 1")
+        if self.multi_step_loss is not None and self.inner_steps < 2:
+            raise ValueError(
+                f"`algorithm.multi_step_loss` is for 2 inner steps or more, found `inner_steps` {self.inner_steps}"
+            )
+        if self.inner_steps == 0 and (self.head == "learned" or self.learn_inner_lr or self.norm_per_step):
+            raise ValueError(
+                "`algorithm.inner_steps` should be at least 1, found 0: with no step only `algorithm.head: prototype` "
+                "learns of a task, and `algorithm.learn_inner_lr` and `algorithm.norm_per_step` learn nothing"
+            )
         return self
 
     def _unused(self) -> list[tuple[str, Any]]:

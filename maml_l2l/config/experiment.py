@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from maml_l2l.config.algorithm import Algorithm
-from maml_l2l.config.problems import checked_backbone_name, checked_path
-from maml_l2l.config.section import Count, Rate, Section, Tasks
+from maml_l2l.config.model import Model, with_library_defaults
+from maml_l2l.config.section import Count, PathText, Rate, Section, Tasks
+from maml_l2l.system.image_models import is_library_name
 
-PathText = Annotated[str, AfterValidator(checked_path)]
-BackboneName = Annotated[str, AfterValidator(checked_backbone_name)]
-
-BACKBONES = ("conv4", "resnet12", "mlp")  # the built-in ones
-MAX_WAYS, MAX_FILTERS = 10_000, 1024  # so that no number in a file makes a network that no machine holds
+MAX_WAYS = 10_000  # so that no number in a file makes a network that no machine holds
 Side = Annotated[int, Field(ge=1, le=1024)]
 
 # What is unset: for omniglot and glyphs, which are drawings, and for a folder of pictures.
@@ -109,26 +106,6 @@ class Task(Section):
     queries: int = Field(1, ge=1, le=MAX_WAYS, description="query images a class")
 
 
-class Model(Section):
-    name: BackboneName = Field(
-        "conv4",
-        description="the backbone: `conv4`, `resnet12`, `mlp`, or your own as `package.module:factory` "
-        "(see docs/library.md)",
-    )
-    filters: int = Field(
-        64,
-        ge=1,
-        le=MAX_FILTERS,
-        description="conv4: filters of each convolution; resnet12: of the first block (the others: 2.5, 5, 10 times)",
-    )
-    downsample: Literal["stride", "max_pool"] = Field(
-        "stride", description="conv4: halve the image in each block by a stride of 2, or by 2x2 max-pooling"
-    )
-    pretrained: PathText | None = Field(
-        None, description="checkpoint to start from (a new head where its `task.ways` is less); unset: random weights"
-    )
-
-
 class Train(Section):
     iterations: Count = Field(60_000, description="meta-iterations")
     meta_batch: Tasks = Field(32, description="tasks a meta-iteration")
@@ -189,14 +166,20 @@ class Experiment(Section):
     @model_validator(mode="before")
     @classmethod
     def _empty_section_means_defaults(cls, values: Any) -> Any:
-        given = values.items() if isinstance(values, dict) else None
-        return values if given is None else {key: {} if value is None else value for key, value in given}
+        if not isinstance(values, dict):
+            return values
+        return with_library_defaults({key: {} if value is None else value for key, value in values.items()})
 
     @model_validator(mode="after")
     def _the_sections_fit_together(self) -> Experiment:
         if self.data.image_size is not None and self.train.shift >= self.data.image_size:
             raise ValueError(
                 f"`train.shift` should be less than `data.image_size`, {self.data.image_size}, found {self.train.shift}"
+            )
+        if is_library_name(self.model.name) and self.data.channels != 3:
+            raise ValueError(
+                f"`model.name: {self.model.name}` sees colour pictures: `data.name` should be folder and "
+                f"`data.channels` 3, found {self.data.name} and {self.data.channels}"
             )
         if self.train.augment and not (self.data.holds_drawings or self.data.invert):
             raise ValueError(

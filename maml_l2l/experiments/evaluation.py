@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from maml_l2l.algorithms.features import head_learner
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.algorithms.scores import Evaluation, Scores
 from maml_l2l.backbones import use_backbone
@@ -18,6 +19,7 @@ from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import load_data
 from maml_l2l.data.splits import SPLITS, origins, unseen_classes
 from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
+from maml_l2l.experiments.feature_tasks import FeatureTasks
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, find_device
 from maml_l2l.system.errors import UserError
@@ -56,11 +58,14 @@ def evaluate_learner(
     starts = range(0, tasks, _TASKS_AT_ONCE)
     training = learner.training
     learner.eval()  # no dropout
+    head = None if stream.changes_images else head_learner(learner)
+    source = stream if head is None else FeatureTasks(learner.module, stream, device)
+    adapting = head or learner
     shown = progress_bars(progress and distributed.rank() == 0)
     with shown, progress_bar(total=tasks, unit="task", description="evaluation") as bar:
         for start in starts[distributed.rank() :: distributed.processes()]:
-            batch = stream.batch(start, min(_TASKS_AT_ONCE, tasks - start)).to(device)
-            logits = [learner.adapt_and_score(chunk, steps, normalisation) for chunk in learner.chunks(batch)]
+            batch = source.batch(start, min(_TASKS_AT_ONCE, tasks - start)).to(device)
+            logits = [adapting.adapt_and_score(chunk, steps, normalisation) for chunk in adapting.chunks(batch)]
             labels = batch.query_labels.expand(len(steps), -1, -1)
             parts.append(Scores(*(part.cpu().double() for part in learner.score(torch.cat(logits, dim=1), labels))))
             bar.update(len(batch) * distributed.processes())

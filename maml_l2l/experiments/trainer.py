@@ -10,7 +10,7 @@ import torch
 
 from maml_l2l.algorithms import build_learner
 from maml_l2l.algorithms.scores import Evaluation
-from maml_l2l.backbones import backbone_arguments
+from maml_l2l.backbones import LibraryNetwork, backbone_arguments
 from maml_l2l.checkpoints.checkpoint import Checkpoint
 from maml_l2l.config import Experiment
 from maml_l2l.data.labelled_images import LabelledImages
@@ -132,6 +132,12 @@ class MetaTrainer:
         """Take the weights and step sizes of `pretrained`; see `Checkpoint.start` for what it refuses."""
         pretrained.start(self.learner, self.backbone, self.split, self.experiment.algorithm.update)
         self.earlier_classes = pretrained.training_classes
+
+    def take_library_weights(self) -> None:
+        """Start from `model.weights`, where the network is one of timm or torchvision. Raises as its `take_weights`."""
+        weights, network = self.experiment.model.weights, self.learner.module
+        if isinstance(network, LibraryNetwork) and weights not in (None, "none"):
+            network.take_weights(weights)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from `checkpoint`, a `last.pth`. Raises `UserError` where the data's classes are not those it has."""

@@ -77,6 +77,8 @@ def _train(experiment: Experiment, run_dir: Path, save_to: Path | None, resume: 
                 trainer.restore(saved)
             elif pretrained is not None:
                 trainer.start_from(pretrained)
+            else:
+                trainer.take_library_weights()
         check_same_data(images, trainer.split)
         folder: RunFolder | NoRunFolder = NoRunFolder()
         with distributed.together():
@@ -97,7 +99,8 @@ def _resume_command(run_dir: Path, save_to: Path | None) -> str:
 def _run(trainer: MetaTrainer, folder: RunFolder | NoRunFolder, name: str, resume_command: str) -> None:
     """The outer loop to its end or to a signal; validates, logs and saves on the way, and first what it starts from."""
     settings = trainer.experiment.train
-    if trainer.done == 0 and trainer.experiment.model.pretrained is not None:
+    model = trainer.experiment.model
+    if trainer.done == 0 and (model.pretrained is not None or model.weights not in (None, "none")):
         evaluation = trainer.validate()
         folder.validated(trainer.checkpoint(with_optimizer=False), evaluation)
     with StopRequests(f"{resume_command} goes on where it stopped.") as stop:

@@ -72,7 +72,7 @@ class TaskStream:
         members = _servable(members, images.class_names, split, ways, shots, queries, drop_small)
         dataset = MetaDataset(TensorDataset(images.pixels, images.labels), labels_to_indices=members)
         transforms = [NWays(dataset, ways), KShots(dataset, shots + queries)]
-        self._taskset = Taskset(dataset, transforms, task_collate=self._grouped)
+        self._taskset = Taskset(dataset, transforms, task_collate=self._collated)
 
     def batch(self, start: int, count: int) -> TaskBatch:
         """Tasks `start`, ..., `start + count - 1` of the stream, on the CPU, float32."""
@@ -110,29 +110,46 @@ class TaskStream:
         images = pixels.float().div_(255)
         if self.augment:
             images = augmentation.augmented(images.flatten(0, 2), draws.flatten(0, 2), self.augment).view_as(images)
+        return self.grouped(images)
+
+    def grouped(self, images: torch.Tensor) -> TaskBatch:
+        """images: (T, ways, shots + queries, ...), or what stands for them -> the tasks."""
         support, query = images.split([self.shots, self.queries], dim=2)
-        labels = torch.arange(self.ways, device=pixels.device)
+        labels = torch.arange(self.ways, device=images.device)
         return TaskBatch(
             support.flatten(1, 2),
-            labels.repeat_interleave(self.shots).expand(len(pixels), -1),
+            labels.repeat_interleave(self.shots).expand(len(images), -1),
             query.flatten(1, 2),
-            labels.repeat_interleave(self.queries).expand(len(pixels), -1),
+            labels.repeat_interleave(self.queries).expand(len(images), -1),
             self.ways,
             check=False,
         )
 
-    def _task(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of one task: the images (ways, shots + queries, C, H, W) uint8, grouped by class, and what changes them."""
+    @property
+    def changes_images(self) -> bool:
+        """Whether tasks hold other images than `images` has."""
+        return bool(self.rotate or self.shift or self.augment)
+
+    def indices(self, start: int, count: int) -> torch.Tensor:
+        """(T, ways, shots + queries) int64: which of `images` the tasks hold."""
+        return torch.stack([self._drawn(index)[0] for index in range(start, start + count)])
+
+    def _drawn(self, index: int) -> tuple[torch.Tensor, random.Random]:
+        """Of one task: the images (ways, shots + queries) int64, and what further numbers come from."""
         generator = random.Random(f"{self._key}/{index}")
         with _sampling_from(generator):
-            drawn = self._taskset[0]
+            return self._taskset[0], generator
+
+    def _task(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of one task: the images (ways, shots + queries, C, H, W) uint8, grouped by class, and what changes them."""
+        drawn, generator = self._drawn(index)
         pixels = self._turned_and_moved(self.images.pixels[drawn], generator)
         if not self.augment:
             return pixels, torch.empty(0)
         draws = augmentation.draws(self.ways * (self.shots + self.queries), generator.getrandbits(63))
         return pixels, draws.view(*pixels.shape[:2], -1)
 
-    def _grouped(self, indices: list[int]) -> torch.Tensor:
+    def _collated(self, indices: list[int]) -> torch.Tensor:
         """(ways, shots + queries) int64: the indices of a task's images, which come grouped by class."""
         return torch.tensor(indices).view(self.ways, -1)
 
