@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from maml_l2l import commands
-from maml_l2l.pretrained import DEFAULT
+from maml_l2l.pretrained import DEFAULT, PHOTOS
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
         "--model",
         metavar="CHECKPOINT",
         default=DEFAULT,
-        help=f"a .pth file, or a name in pretrained/ (default: {DEFAULT}); the page offers others, too",
+        help=f"a .pth file, a name in pretrained/, or {PHOTOS} (default: {DEFAULT}); the page offers others, too",
     )
     parser.add_argument("--port", type=int, default=8400, help="where the page is served (default: 8400)")
     parser.add_argument(

@@ -109,11 +109,11 @@ class FewShotClassifier:
     def predict_proba_by_step(self, X: Iterable[Any]) -> np.ndarray[Any, Any]:
         """`predict_proba` after 0, 1, ..., `steps_` inner steps: (steps_ + 1, N, len(classes_)) float32."""
         self._check_fitted()
-        if self._on_the_way is None:
+        if self._on_the_way is None and self.steps_:
             with torch.no_grad():
                 before = self._learner.adapt_once(*self._task, range(self.steps_))
             self._on_the_way = replace(before, networks=[*before.networks, *self._adapted.networks])
-        return self._probabilities(self._on_the_way, X)
+        return self._probabilities(self._on_the_way or self._adapted, X)
 
     def score(self, X: Iterable[Any], y: Sequence[Any], sample_weight: Sequence[float] | None = None) -> float:
         """The share of the pictures `X`, or of their weights, that are named as `y` says."""

@@ -59,7 +59,7 @@ def page_app(networks: Mapping[str, Network]) -> Starlette:
 
 
 def _facts(network: Network) -> dict[str, Any]:
-    return {key: value for key, value in asdict(network).items() if key != "path"}
+    return {key: value for key, value in asdict(network).items() if key != "source"}
 
 
 def _samples() -> dict[str, Any]:

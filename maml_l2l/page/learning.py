@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
 from maml_l2l.data.drawing_problems import drawing_problem
 from maml_l2l.data.pictures import decoded_picture
 from maml_l2l.page.networks import Network
@@ -84,7 +84,7 @@ class Answers:
         network = self._networks[question.network]
         support = _decoded(pictures, "picture")
         labels = np.repeat(np.arange(len(digests)), [len(of_class) for of_class in digests])
-        classifier = FewShotClassifier(_loaded(network.path)).fit(support, labels.tolist())
+        classifier = FewShotClassifier(_loaded(network.source)).fit(support, labels.tolist())
         own = _finite(classifier.predict_proba_by_step(support))[:, np.arange(len(labels)), labels]
         loss = -np.log(own.clip(np.finfo(np.float32).tiny)).mean(1)
         # A stroke changes one picture: the others were seen before.
@@ -108,8 +108,8 @@ class Answers:
 
 
 @lru_cache(_KEPT)
-def _loaded(path: Path) -> Checkpoint:
-    return load_checkpoint(path)
+def _loaded(source: str | Path) -> Checkpoint:
+    return load_pretrained(source)
 
 
 def _decoded(pictures: Sequence[bytes], name: str) -> list[Image.Image]:

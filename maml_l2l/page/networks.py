@@ -8,8 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from maml_l2l.checkpoints.checkpoint import load_checkpoint
-from maml_l2l.pretrained import find_checkpoint, pretrained_files
+from maml_l2l.checkpoints.checkpoint import load_pretrained
+from maml_l2l.pretrained import find_checkpoint, library_network, pretrained_files
 from maml_l2l.system.errors import UserError, printable
 
 _log = logging.getLogger(__name__)
@@ -18,13 +18,13 @@ _MOST_RUNS = 20
 
 @dataclass(frozen=True)
 class Network:
-    """A checkpoint and what a person should know of it.
+    """A checkpoint, by what `load_pretrained` takes, and what a person should know of it.
 
     ways: the most classes that it tells apart, None: any number.  steps: its inner steps.
     drawings: whether it sees pictures as ink on paper.  prototype: whether its head starts as the class prototypes.
     """
 
-    path: Path
+    source: str | Path
     ways: int | None
     steps: int
     drawings: bool
@@ -34,14 +34,14 @@ class Network:
 def find_networks(chosen: str, runs: Path = Path("runs")) -> dict[str, Network]:
     """By the name that the page shows: the checkpoint `chosen`, then the pretrained ones, then the newest of `runs`.
 
-    chosen: a path, or the name of a pretrained network. Raises `UserError` where it cannot be used; of the others,
+    chosen: what `load_pretrained` takes. Raises `UserError` where it cannot be used; of the others,
     such are left out, with a warning.
     """
-    path = find_checkpoint(chosen)
-    pretrained = {file: file.stem for file in pretrained_files().values()}
-    found = {pretrained.get(path, printable(chosen)): _network(path)}
+    source = chosen if library_network(chosen) else find_checkpoint(chosen)
+    pretrained: dict[str | Path, str] = {file: file.stem for file in pretrained_files().values()}
+    found = {pretrained.get(source, printable(chosen)): _network(source)}
     newest = heapq.nlargest(_MOST_RUNS, runs.glob("*/best.pth"), key=os.path.getmtime)
-    others = pretrained | {file: printable(str(file)) for file in newest if not _same(file, path)}
+    others = pretrained | {file: printable(str(file)) for file in newest if not _same(file, Path(source))}
     for file, name in others.items():
         if name not in found:
             try:
@@ -55,10 +55,10 @@ def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def _network(path: Path) -> Network:
-    checkpoint = load_checkpoint(path)
+def _network(source: str | Path) -> Network:
+    checkpoint = load_pretrained(source)
     experiment = checkpoint.experiment
     prototype = experiment.algorithm.head == "prototype"
     ways = None if prototype else checkpoint.backbone["ways"]
     checkpoint.learner()  # a network of a person's own is known only where it was registered
-    return Network(path, ways, experiment.algorithm.inner_steps, experiment.data.holds_drawings, prototype)
+    return Network(source, ways, experiment.algorithm.inner_steps, experiment.data.holds_drawings, prototype)

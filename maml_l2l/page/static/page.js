@@ -515,6 +515,7 @@ function showCharts(shown, first) {
 function story(shown, first, loss, facts) {
   const start = best(shown, 0);
   const steps = loss.length - 1;
+  if (!steps) return "This network compares with the mean of each sign's pictures (prototypes), and takes no gradient step.";
   const after = steps === 1 ? "one gradient step" : `${steps} gradient steps`;
   const fell = `the loss on your signs went from ${loss[0].toFixed(2)} to ${loss[steps].toFixed(2)}.`;
   const how = facts.prototype
@@ -533,7 +534,7 @@ function chart(svg, lines, top, [low, high], before) {
     shape("text", { x: left - 6, y: upper + 5, "text-anchor": "end" }, high),
     shape("text", { x: left - 6, y: lower + 4, "text-anchor": "end" }, low),
     shape("text", { x: left, y: lower + 20 }, before),
-    shape("text", { x: right, y: lower + 20, "text-anchor": "end" }, steps === 1 ? "1 step" : `${steps} steps`),
+    shape("text", { x: right, y: lower + 20, "text-anchor": "end" }, ["", "1 step"][steps] ?? `${steps} steps`),
   ];
   for (const { values, hue, kind } of [...lines].sort((one, other) => one.kind.length - other.kind.length)) {
     const points = values.map((value, step) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`);
