@@ -40,12 +40,12 @@ _COMMON += ["train.schedule=cosine", "train.validate_tasks=40", "train.checkpoin
 TRAINED = {
     "Conv4, trained": [
         *("data.image_size=42", "model.downsample=max_pool", "algorithm.inner_lr=0.1", "algorithm.learn_inner_lr=true"),
-        *("task.ways=10", "train.meta_batch=4", "train.shift=3", "train.iterations=1000", "train.validate_every=250"),
+        *("task.ways=10", "train.meta_batch=4", "train.shift=3", "train.iterations=350", "train.validate_every=175"),
     ],
     "ResNet-12, trained": [
         *("data.image_size=42", "model.name=resnet12", "algorithm.adapt=head", "algorithm.inner_steps=0"),
-        *("algorithm.engine=loop", "task.ways=20", "train.meta_batch=1", "train.iterations=300"),
-        *("train.shift=3", "train.validate_every=100"),
+        *("algorithm.engine=loop", "task.ways=20", "train.meta_batch=1", "train.iterations=190"),
+        *("train.shift=3", "train.validate_every=95"),
     ],
     "ImageNet body, meta-trained": [
         *(f"model.name={lite0.NAME}", "data.image_size=128", "task.ways=20", "train.meta_batch=1"),
