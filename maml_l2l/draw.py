@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from maml_l2l import commands
 from maml_l2l.pretrained import DEFAULT, PHOTOS
@@ -17,6 +18,7 @@ def main() -> None:
     parser.add_argument(
         "--model",
         metavar="CHECKPOINT",
+        type=os.path.expanduser,
         default=DEFAULT,
         help=f"a .pth file, a name in pretrained/, or {PHOTOS} (default: {DEFAULT}); the page offers others, too",
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 # Two workers share two cores: more threads of PyTorch, here or in the commands that tests start, wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -51,8 +52,10 @@ def omniglot_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -
     """`data.root` of the whole Omniglot as 28x28 images, unpacked by our own downloader."""
     from maml_l2l.data.omniglot import download_omniglot
 
-    root = tmp_path_factory.mktemp("omniglot")
-    download_omniglot(root, source=str(shared_data / "omniglot-28x28"), verify=False)
+    folder = tmp_path_factory.getbasetemp()
+    root = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "whole_omniglot"
+    with FileLock(f"{root}.lock"):  # one worker unpacks it for all
+        download_omniglot(root, source=str(shared_data / "omniglot-28x28"), verify=False)
     return root
 
 

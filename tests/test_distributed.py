@@ -170,6 +170,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_one_never_stopped(overr
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "straight" / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_restart_does_not_go_on_with_a_run_that_another_job_has_left(overrides, tmp_path):
     longer = [*overrides, "train.iterations=9"]
     train(load_experiment(None, [*overrides, "train.iterations=3"]), tmp_path / "run")

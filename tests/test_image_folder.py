@@ -306,6 +306,7 @@ def test_the_same_picture_twice_in_one_class_is_not(tmp_path):
         load_folder(settings(tmp_path))
 
 
+@pytest.mark.slow
 def test_omniglot_as_a_folder_has_the_pixels_of_omniglot(omniglot_root, omniglot_as_folder):
     expected = load_omniglot(omniglot_root)
     found = load_folder(settings(omniglot_as_folder, image_size=28, channels=1, invert=True))

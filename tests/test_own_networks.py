@@ -55,8 +55,10 @@ def gradients_of_learn2learn(network, tasks, steps, first_order):
     return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("first_order", [False, True], ids=["second", "first"])
+@pytest.mark.parametrize(
+    ("name", "first_order"),
+    [("resnet18", True), ("vision_transformer", False), pytest.param("resnet18", False, marks=pytest.mark.slow)],
+)
 def test_the_fast_engine_has_learn2learn_s_gradients(name, first_order):
     torch.manual_seed(0)
     network, tasks = NETWORKS[name]().double(), random_tasks(2, 3, 2, 2)

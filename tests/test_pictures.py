@@ -147,7 +147,8 @@ def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path, make, message):
         read_picture(tmp_path / "picture.png", folder())
 
 
-@pytest.mark.parametrize("most", [30, 99])  # Pillow itself refuses above twice its limit, and warns above it
+# Pillow itself refuses above twice its limit, and warns above it
+@pytest.mark.parametrize("most", [30, pytest.param(99, marks=pytest.mark.slow)])
 def test_a_command_ends_at_a_decompression_bomb_with_one_line(tmp_path, most):
     Image.fromarray(noise(10, 10)).save(tmp_path / "picture.png")
     code = (

@@ -51,7 +51,15 @@ def test_no_two_published_checkpoints_hold_one_network():
     assert len({tuple(values.flatten().tolist()) for values in weights.values()}) == len(weights)
 
 
-@pytest.mark.parametrize(("path", "run"), SERVED, ids=[f"{path.stem}-{run['cell']}" for path, run in SERVED])
+def _slow(run):
+    """Of the cells with five shots, those that a network serves beside its own; they take longest."""
+    return [pytest.mark.slow] if run["cell"] == "20w5s" else []
+
+
+@pytest.mark.parametrize(
+    ("path", "run"),
+    [pytest.param(path, run, id=f"{path.stem}-{run['cell']}", marks=_slow(run)) for path, run in SERVED],
+)
 @pytest.mark.parametrize("normalisation", ["batch", "support"])
 def test_a_published_checkpoint_reaches_its_stated_accuracy(path, run, normalisation, omniglot_root):
     checkpoint, stated, tasks = load_checkpoint(path), run["evaluations"][normalisation], TASKS[run["cell"]]
