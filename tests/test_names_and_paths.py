@@ -93,7 +93,7 @@ def test_every_key_that_is_a_path_knows_the_home_folder(monkeypatch):
     ]
     assert {"data.root", "data.source", "model.pretrained"} <= set(paths)
     for key in paths:
-        of_library = ["model.name=timm:tf_efficientnet_lite0"] if key == "model.weights" else []
+        of_library = ["model.name=timm:tf_efficientnet_lite0", "data.name=folder"] if key == "model.weights" else []
         experiment = load_experiment(None, [f"{key}=~/x", *of_library])
         section, name = key.split(".")
         found: BaseModel = getattr(experiment, section)
