@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 
 from maml_l2l import commands
-from maml_l2l.config import with_overrides
+from maml_l2l.config import PROTOCOLS, under_protocol
 
 
-def main() -> None:
-    """Parse the command line, evaluate, report."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m maml_l2l.eval", description="Accuracy of a checkpoint on tasks of unseen classes."
     )
     parser.add_argument("--model", metavar="CHECKPOINT", required=True, help="a .pth file, or a name in pretrained/")
     parser.add_argument("--path", metavar="DATA", help="folder of the data set (default: the one of the checkpoint)")
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="classes (default: test)")
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="measure as this publication did; other options change single settings",
+    )
+    parser.add_argument(
+        "--ensemble", metavar="CHECKPOINT", nargs="+", default=[], help="average the outputs of --model and these"
+    )
     parser.add_argument("--tasks", type=int, help="number of tasks (default: the checkpoint's eval.tasks)")
     parser.add_argument("--n_way", type=int, help="classes a task (default: as trained)")
     parser.add_argument("--k_shot", type=int, help="support images a class (default: as trained)")
@@ -26,7 +33,12 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw accuracy against inner steps")
     commands.add_version_option(parser)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parse the command line, evaluate, report."""
+    arguments = _arguments()
 
     # PyTorch and learn2learn load here, not for --help
     from maml_l2l.checkpoints.checkpoint import load_pretrained
@@ -37,22 +49,27 @@ def main() -> None:
 
     commands.use_named_backbone(arguments.set)
     model = find_checkpoint(arguments.model)
-    check_outputs([arguments.json, arguments.plot], [model])
+    ensemble = [find_checkpoint(name) for name in arguments.ensemble]
+    check_outputs([arguments.json, arguments.plot], [model, *ensemble])
     checkpoint = load_pretrained(model)
     trained = on_this_machine(checkpoint.experiment)
-    experiment = with_overrides(trained, _overrides(arguments), "the command line", arguments.set)
+    asked = _overrides(arguments), "the command line", arguments.set
+    experiment = under_protocol(trained, arguments.protocol, *asked)
     if experiment.data.name == "folder":
         check_outputs([arguments.plot], [experiment.data.root])
-    evaluation = evaluate(checkpoint, experiment, arguments.split, progress=commands.is_first_process())
+    networks, progress = {"protocol": arguments.protocol, "ensemble": ensemble}, commands.is_first_process()
+    evaluation = evaluate(checkpoint, experiment, arguments.split, **networks, progress=progress)
     if not commands.is_first_process():
         return
-    protocol = tables.evaluation_protocol(experiment, arguments.split)
+    protocol = tables.evaluation_protocol(experiment, arguments.split, arguments.protocol, arguments.ensemble)
     if arguments.json:
         write_json(arguments.json, tables.evaluation_json(evaluation, protocol))
     if arguments.plot:
         plots.plot_evaluation(evaluation, arguments.plot, tables.evaluation_title(protocol))
     print(tables.evaluation_title(protocol))
     print(tables.evaluation_table(evaluation))
+    for note in tables.evaluation_notes(evaluation, protocol):
+        print(f"note: {note}")
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, object]:

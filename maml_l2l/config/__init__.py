@@ -4,6 +4,7 @@ from maml_l2l.config.algorithm import Algorithm
 from maml_l2l.config.experiment import (
     BACKBONES,
     MAX_FILTERS,
+    MAX_KEPT,
     MAX_WAYS,
     Data,
     Eval,
@@ -21,23 +22,29 @@ from maml_l2l.config.loading import (
     parse_experiment,
     with_overrides,
 )
+from maml_l2l.config.protocols import PROTOCOLS, Protocol, find_protocol, under_protocol
 
 __all__ = [
     "BACKBONES",
     "MAX_FILTERS",
+    "MAX_KEPT",
     "MAX_WAYS",
+    "PROTOCOLS",
     "Algorithm",
     "Data",
     "Eval",
     "Experiment",
     "Model",
+    "Protocol",
     "Run",
     "Task",
     "Train",
     "changed_keys",
     "documented_keys",
+    "find_protocol",
     "keys_as_markdown",
     "load_experiment",
     "parse_experiment",
+    "under_protocol",
     "with_overrides",
 ]

@@ -14,7 +14,7 @@ PathText = Annotated[str, AfterValidator(checked_path)]
 BackboneName = Annotated[str, AfterValidator(checked_backbone_name)]
 
 BACKBONES = ("conv4", "resnet12", "mlp")  # the built-in ones
-MAX_WAYS, MAX_FILTERS = 10_000, 1024  # so that no number in a file makes a network that no machine holds
+MAX_WAYS, MAX_FILTERS, MAX_KEPT = 10_000, 1024, 20  # so that no number in a file makes a network that no machine holds
 Side = Annotated[int, Field(ge=1, le=1024)]
 
 # What is unset: for omniglot and glyphs, which are drawings, and for a folder of pictures.
@@ -148,6 +148,16 @@ class Train(Section):
     validate_tasks: int = Field(200, ge=2, le=1_000_000, description="tasks of the fixed validation set")
     max_grad_norm: Rate | None = Field(None, description="clip the meta-gradient to this norm; unset: not at all")
     checkpoint_every: Count = Field(500, description="meta-iterations between writings of `last.pth`")
+    keep_best: int = Field(
+        1, ge=1, le=MAX_KEPT, description="validations whose networks are kept: `best.pth`, `best_2.pth`, ..."
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, which validates and is the best "
+        "checkpoint, e.g. 0.999; unset: none",
+    )
 
 
 class Eval(Section):

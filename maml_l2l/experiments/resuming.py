@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from maml_l2l.config import Experiment, changed_keys
+from maml_l2l.config import MAX_KEPT, Experiment, changed_keys
 from maml_l2l.experiments.metrics_log import check_tensorboard
 from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system.errors import UserError, listing
@@ -25,7 +25,14 @@ _log = logging.getLogger(__name__)
 
 CONFIG, LAST, PREVIOUS, BEST = "config.yaml", "last.pth", "previous.pth", "best.pth"
 SESSIONS, METRICS, CURVES, TENSORBOARD = "sessions.json", "metrics.jsonl", "curves.png", "tensorboard"
-_FILES = (CONFIG, LAST, PREVIOUS, BEST, SESSIONS, METRICS, CURVES)
+
+
+def best_name(rank: int) -> str:
+    """The file of the network that is the best but `rank` - 1 on validation tasks."""
+    return BEST if rank == 1 else f"best_{rank}.pth"
+
+
+_FILES = (CONFIG, LAST, PREVIOUS, *map(best_name, range(1, MAX_KEPT + 1)), SESSIONS, METRICS, CURVES)
 _LOCK = ".lock"
 
 _MAX_SESSIONS = 2**24  # bytes
