@@ -73,13 +73,11 @@ The protocols differ, so compare with care. Our protocol is MAML's. MAML++ avera
 
 ## Under every protocol
 
-The best network of each task size on tasks as each publication has them, transductive / inductive; one network each.
-What is empty has not been measured yet. [Protocols](docs/protocols.md) says what each name means.
+Our best network per task size, transductive / inductive ([protocols](docs/protocols.md)). Empty: not measured yet.
 
 {protocols}
 
-`lake` has 20 ways within one alphabet. The split `finn` trained the network of that row on {seen} of these characters;
-`drawings` has seen none of them. People err in 4.5 % there.
+`lake` is within one alphabet. Of its characters {seen} trained the first network (split `finn`), none `drawings`.
 
 ## Where the errors lie
 
