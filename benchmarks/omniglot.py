@@ -1,11 +1,13 @@
 """The paper's Omniglot table from runs of our own.
 
     python -m benchmarks.omniglot record runs/omniglot_20w1s [--publish NAME] [--also 5w1s 5w5s 20w5s]
+    python -m benchmarks.omniglot protocols [--networks NAME ...] [--protocols NAME ...] [--cells 5w1s ...]
     python -m benchmarks.omniglot report
 
 `record` evaluates the best checkpoint of a finished run on the test classes, once, and writes what it found, with the
 config, time, machine and command of the training, to `benchmarks/results/omniglot/`; `--publish` also puts the
-checkpoint into `pretrained/NAME.pth`, and `--also` evaluates it on tasks of other sizes, too. `report` turns these
+checkpoint into `pretrained/NAME.pth`, and `--also` evaluates it on tasks of other sizes, too. `protocols` evaluates
+the networks in `pretrained/` as each publication did, and goes on where it was stopped. `report` turns these
 files into `RESULTS.md`, `RESULTS.csv`, their picture, and what stands beside the checkpoints in `pretrained/`.
 """
 
@@ -18,11 +20,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import omniglot_report, omniglot_runs
+from benchmarks import omniglot_protocols, omniglot_report, omniglot_runs
 from benchmarks.omniglot_runs import CELLS, LOCAL, figure, own_cell, run_name, task_sizes, training_command
 from maml_l2l import commands
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from maml_l2l.config import Experiment, documented_keys, with_overrides
+from maml_l2l.config import PROTOCOLS, Experiment, documented_keys, with_overrides
 from maml_l2l.experiments.evaluation import evaluate
 from maml_l2l.experiments.run_folder import BEST, LAST, SESSIONS
 from maml_l2l.reports.tables import evaluation_json, evaluation_protocol
@@ -108,10 +110,19 @@ def main() -> None:
     recording.add_argument("run_dir", type=Path, help="the run folder")
     recording.add_argument("--publish", metavar="NAME", help="put the best checkpoint into pretrained/NAME.pth")
     recording.add_argument("--also", nargs="+", choices=CELLS, default=[], help="evaluate it on these tasks, too")
+    measuring = actions.add_parser("protocols", help="evaluate the published networks under every published protocol")
+    measuring.add_argument(
+        "--networks", metavar="NAME", nargs="+", default=[], help="files in pretrained/ (default: all)"
+    )
+    measuring.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="default: all")
+    measuring.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), help="task sizes (default: all)")
+    measuring.add_argument("--path", metavar="DATA", help="folder of the data set (default: the one of the training)")
     actions.add_parser("report", help="write RESULTS.md, RESULTS.csv, their picture and the model cards")
     arguments = parser.parse_args()
     if arguments.action == "record":
         record(arguments.run_dir, arguments.publish, arguments.also)
+    elif arguments.action == "protocols":
+        omniglot_protocols.measure(arguments.networks, arguments.protocols, arguments.cells, arguments.path)
     else:
         omniglot_report.write()
 

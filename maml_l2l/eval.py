@@ -6,7 +6,8 @@ import argparse
 import os
 
 from maml_l2l import commands
-from maml_l2l.config import with_overrides
+from maml_l2l.config import PROTOCOLS, under_protocol
+from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system.files import check_outputs, user_path, write_json
 
 
@@ -21,22 +22,27 @@ def main() -> None:
     from maml_l2l.reports import plots, tables
 
     given = commands.use_named_backbone(arguments.set)
-    check_outputs([arguments.json, arguments.plot], files_of(arguments.model))
+    ensemble = [find_checkpoint(name) for name in arguments.ensemble]
+    check_outputs([arguments.json, arguments.plot], [*files_of(arguments.model), *ensemble])
     checkpoint = load_pretrained(arguments.model, given.get("weights"))
     trained = on_this_machine(checkpoint.experiment)
-    experiment = with_overrides(trained, _overrides(arguments), "the command line", arguments.set)
+    asked = _overrides(arguments), "the command line", arguments.set
+    experiment = under_protocol(trained, arguments.protocol, *asked)
     if experiment.data.name == "folder":
         check_outputs([arguments.plot], [experiment.data.root])
-    evaluation = evaluate(checkpoint, experiment, arguments.split, progress=commands.is_first_process())
+    networks, progress = {"protocol": arguments.protocol, "ensemble": ensemble}, commands.is_first_process()
+    evaluation = evaluate(checkpoint, experiment, arguments.split, **networks, progress=progress)
     if not commands.is_first_process():
         return
-    protocol = tables.evaluation_protocol(experiment, arguments.split)
+    protocol = tables.evaluation_protocol(experiment, arguments.split, arguments.protocol, arguments.ensemble)
     if arguments.json:
         write_json(arguments.json, tables.evaluation_json(evaluation, protocol))
     if arguments.plot:
         plots.plot_evaluation(evaluation, arguments.plot, tables.evaluation_title(protocol))
     print(tables.evaluation_title(protocol))
     print(tables.evaluation_table(evaluation))
+    for note in tables.evaluation_notes(evaluation, protocol):
+        print(f"note: {note}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,6 +63,19 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the data set (default: the one of the checkpoint)",
     )
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="classes (default: test)")
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="measure as this publication did; other options change single settings",
+    )
+    parser.add_argument(
+        "--ensemble",
+        metavar="CHECKPOINT",
+        type=os.path.expanduser,
+        nargs="+",
+        default=[],
+        help="average the outputs of --model and these",
+    )
     parser.add_argument("--tasks", type=int, help="number of tasks (default: the checkpoint's eval.tasks)")
     parser.add_argument("--n_way", type=int, help="classes a task (default: as trained)")
     parser.add_argument("--k_shot", type=int, help="support images a class (default: as trained)")

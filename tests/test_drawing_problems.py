@@ -67,7 +67,7 @@ def saved(path, glyphs_root, *settings):
     experiment = load_experiment(None, [*TINY, f"data.root={glyphs_root}", *settings])
     images = load_data(experiment.data)
     trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), torch.device("cpu"))
-    save_checkpoint(trainer.checkpoint(with_optimizer=False), path)
+    save_checkpoint(trainer.validated(), path)
     return path
 
 

@@ -7,11 +7,14 @@ import re
 import shutil
 
 import pytest
+import torch
 
-from benchmarks import model_cards, omniglot, omniglot_report, omniglot_runs
+from benchmarks import model_cards, omniglot, omniglot_protocols, omniglot_report, omniglot_runs
 from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from maml_l2l.config import load_experiment, parse_experiment, with_overrides
+from maml_l2l.config import PROTOCOLS, load_experiment, parse_experiment, with_overrides
+from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.experiments.evaluation import evaluate
+from maml_l2l.experiments.trainer import MetaTrainer
 from maml_l2l.experiments.training import train
 from maml_l2l.system.errors import UserError
 from tests.test_training import TINY
@@ -125,6 +128,51 @@ def test_a_finished_run_is_recorded_published_and_reported(glyphs_root, recorded
     omniglot_report.plot(runs, json.loads(omniglot_report.PUBLISHED.read_text()), recorded / "x.png")
     with pytest.raises(UserError, match=r"5w1s_second_seed0.json holds the figures of such a run already, and test"):
         omniglot.record(recorded / "run")
+
+
+def test_published_networks_are_measured_under_each_protocol_once(glyphs_root, recorded, monkeypatch, capsys):
+    """One for 5 ways, which `lake` cannot use, and one for 20; tasks of each protocol made few."""
+    for protocol in PROTOCOLS.values():
+        monkeypatch.setitem(protocol.settings, "eval.tasks", 3)
+    pretrained = omniglot_runs.PRETRAINED
+    pretrained.mkdir()
+    for ways in (5, 20):
+        settings = [f"data.root={glyphs_root}", "data.split=alphabets", f"task.ways={ways}"]
+        experiment = load_experiment(None, [*TINY, *settings])
+        images = load_data(experiment.data)
+        trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), torch.device("cpu"))
+        save_checkpoint(trainer.validated(), pretrained / f"net{ways}.pth")
+    names = {f"omniglot_{cell}": f"net{cell.partition('w')[0]}.pth" for cell in omniglot_runs.CELLS}
+    (pretrained / "names.json").write_text(json.dumps(names))
+    chosen = {"protocols": ["mamlpp", "lake"], "cells": ["5w1s", "20w1s"]}
+    omniglot_protocols.measure(**chosen)
+    found = omniglot_protocols.load()
+    assert {key.rpartition("/")[0] for key in found} == {
+        *("net5/mamlpp/5w1s", "net20/mamlpp/5w1s", "net20/mamlpp/20w1s", "net20/lake/20w1s")
+    }
+    sizes = {"task.ways": 5, "task.queries": 1, "data.rotate": False, "eval.tasks": 3, "eval.steps": 1}
+    expected = evaluate(pretrained / "net20.pth", with_overrides(experiment, sizes, "the test"))
+    stated = found["net20/mamlpp/5w1s/batch"]
+    assert stated["accuracy"]["1"]["mean"] == pytest.approx(expected.mean()[1])
+    assert (stated["protocol"], stated["ways"], stated["queries"], stated["tasks"]) == ("mamlpp", 5, 1, 3)
+    assert found["net20/lake/20w1s/support"]["normalisation"] == "support"
+
+    page = omniglot_report.results_page([], [])
+    both = [found[f"net20/lake/20w1s/{kind}"]["accuracy"]["1"] for kind in ("batch", "support")]
+    figures = " / ".join(f"{one['mean']:.2f} ± {one['ci95']:.2f}" for one in both)
+    assert re.search(rf"\| `lake` +\| +\| +\| {figures} +\| +\|", page)
+    assert found["net20/lake/20w1s/batch"]["seen_classes"] == 0 and "Of its characters 0 of 33 trained" in page
+
+    capsys.readouterr()
+    omniglot_protocols.measure(**chosen)
+    assert capsys.readouterr().out == ""  # all of it is known
+    (pretrained / "net5.pth").write_bytes((pretrained / "net20.pth").read_bytes())
+    omniglot_protocols.measure(**chosen)  # another network by that name
+    assert {line.split(": ")[1] for line in capsys.readouterr().out.splitlines()} == {
+        f"net5/{what}/{kind}" for what in ("mamlpp/5w1s", "mamlpp/20w1s", "lake/20w1s") for kind in ("batch", "support")
+    }
+    with pytest.raises(UserError, match=r"there is no pretrained network net6. Name some of net20, net5."):
+        omniglot_protocols.measure(["net6"])
 
 
 def test_a_run_that_starts_from_another_is_recorded_beside_one_that_does_not(glyphs_root, recorded):

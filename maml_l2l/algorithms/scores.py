@@ -34,11 +34,14 @@ class Evaluation:
     """Scores of the same tasks after each number of inner steps in `steps`.
 
     losses: (len(steps), tasks) mean cross-entropy over the queries.  accuracies: (len(steps), tasks), in percent.
+    classes: how many the tasks are drawn from, if that is known.  seen_classes: those of them that trained a network.
     """
 
     steps: tuple[int, ...]
     losses: torch.Tensor
     accuracies: torch.Tensor
+    classes: int | None = None
+    seen_classes: int = 0
 
     def mean(self) -> list[float]:
         """Mean accuracy over tasks in percent, for each number of steps."""

@@ -37,6 +37,7 @@ class Checkpoint:
     inner_lrs: (inner steps, parameter tensors) learned step sizes, None where the config does not learn them.
     transform: state dict of the learned gradient transform, None where the config has none.
     norms: of each normalisation's scale and shift the values per inner step, None where the config has none per step.
+    averaged: what the outer loop learns, averaged along training, by parameter; only in `last.pth`, under `train.ema`.
     best_accuracy: percent, the highest validation accuracy so far.  metrics_bytes: size of `metrics.jsonl` then.
     temperature: what predictions divide the outputs by, see `maml_l2l.experiments.calibration`.
     earlier_classes: names of the classes that trained the network of `model.pretrained`, and those before it.
@@ -52,6 +53,7 @@ class Checkpoint:
     inner_lrs: torch.Tensor | None = None
     transform: dict[str, torch.Tensor] | None = None
     norms: dict[str, torch.Tensor] | None = None
+    averaged: dict[str, torch.Tensor] | None = None
     best_accuracy: float | None = None
     metrics_bytes: int = 0
     earlier_classes: tuple[str, ...] = ()

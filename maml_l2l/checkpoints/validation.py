@@ -47,7 +47,8 @@ def checked_contents(content: dict[str, Any], kind: type, origin: str, remedy: s
 
     Every field must have its type; numbers are finite and not negative; `config` is one of this version; the lists of
     `split` are disjoint; `backbone` is registered; `weights` has the names and shapes of that network and finite
-    values, and so have `inner_lrs`, `transform`, `norms` and Adam's state in `optimizer`, where there are any. Raises
+    values, and so have `inner_lrs`, `transform`, `norms`, `averaged` and Adam's state in `optimizer`, where there are
+    any. Raises
     `UserError`, which names `origin` and `remedy`, where one does not fit.
     """
     try:
@@ -65,7 +66,11 @@ def checked_contents(content: dict[str, Any], kind: type, origin: str, remedy: s
         checked["transform"] = _finite_tensors(checked["transform"] or {}, transform, "transform") or None
         norms = {} if learner.norms is None else learner.norms.named_rows()
         checked["norms"] = _finite_tensors(checked["norms"] or {}, norms, "norms") or None
+        if checked["averaged"] is not None:
+            checked["averaged"] = _finite_tensors(checked["averaged"], dict(learner.named_parameters()), "averaged")
         if checked["optimizer"] is not None:
+            if experiment.train.ema is not None and checked["averaged"] is None:
+                raise ValueError("`averaged` is missing, which a run with `train.ema` goes on from")
             checked["optimizer"] = _checked_adam(checked["optimizer"], list(learner.parameters()))
     except UserError:
         raise

@@ -10,6 +10,7 @@ from maml_l2l.config.algorithm import Algorithm
 from maml_l2l.config.model import Model, with_library_defaults
 from maml_l2l.config.section import Count, PathText, Rate, Section, Tasks
 from maml_l2l.system.image_models import is_library_name
+from maml_l2l.system.run_files import MAX_KEPT
 
 MAX_WAYS = 10_000  # so that no number in a file makes a network that no machine holds
 Side = Annotated[int, Field(ge=1, le=1024)]
@@ -125,6 +126,16 @@ class Train(Section):
     validate_tasks: int = Field(200, ge=2, le=1_000_000, description="tasks of the fixed validation set")
     max_grad_norm: Rate | None = Field(None, description="clip the meta-gradient to this norm; unset: not at all")
     checkpoint_every: Count = Field(500, description="meta-iterations between writings of `last.pth`")
+    keep_best: int = Field(
+        1, ge=1, le=MAX_KEPT, description="validations whose networks are kept: `best.pth`, `best_2.pth`, ..."
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, which validates and is the best "
+        "checkpoint, e.g. 0.999; unset: none",
+    )
 
 
 class Eval(Section):

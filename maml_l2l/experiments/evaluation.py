@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +14,19 @@ from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.algorithms.scores import Evaluation, Scores
 from maml_l2l.backbones import use_backbone
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
-from maml_l2l.config import Experiment, changed_keys
+from maml_l2l.config import Experiment, changed_keys, find_protocol, under_protocol
 from maml_l2l.data.class_folders import NoPictures
 from maml_l2l.data.labelled_images import LabelledImages
-from maml_l2l.data.sources import load_data
+from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.data.splits import SPLITS, origins, unseen_classes
 from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
+from maml_l2l.experiments.ensemble import Ensemble, check_fits
 from maml_l2l.experiments.feature_tasks import FeatureTasks
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, find_device
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.messages import progress_bar, progress_bars
+from maml_l2l.tasks.protocols import STREAMS
 from maml_l2l.tasks.stream import TaskStream, task_stream
 
 _log = logging.getLogger(__name__)
@@ -41,7 +44,7 @@ _SPLIT_ONCE = ("data.split", "data.val_fraction", "data.test_fraction", "data.sp
 
 @torch.no_grad()
 def evaluate_learner(
-    learner: MetaLearner,
+    learner: MetaLearner | Ensemble,
     stream: TaskStream,
     *,
     tasks: int,
@@ -58,9 +61,10 @@ def evaluate_learner(
     starts = range(0, tasks, _TASKS_AT_ONCE)
     training = learner.training
     learner.eval()  # no dropout
-    head = None if stream.changes_images else head_learner(learner)
-    source = stream if head is None else FeatureTasks(learner.module, stream, device)
-    adapting = head or learner
+    source: TaskStream | FeatureTasks = stream
+    adapting: MetaLearner | Ensemble = learner
+    if not stream.changes_images and isinstance(learner, MetaLearner) and (head := head_learner(learner)) is not None:
+        source, adapting = FeatureTasks(learner.module, stream, device), head
     shown = progress_bars(progress and distributed.rank() == 0)
     with shown, progress_bar(total=tasks, unit="task", description="evaluation") as bar:
         for start in starts[distributed.rank() :: distributed.processes()]:
@@ -81,6 +85,8 @@ def evaluate(
     experiment: Experiment | None = None,
     split: str = "test",
     *,
+    protocol: str | None = None,
+    ensemble: Sequence[Checkpoint | str | Path] = (),
     progress: bool = False,
 ) -> Evaluation:
     """Accuracy of `checkpoint`, or of the one of that path or name, on tasks of unseen classes, with its interval.
@@ -88,10 +94,12 @@ def evaluate(
     experiment: data, task sizes, steps and normalisation; None: those of the checkpoint, on this machine's device.
     split: which of the checkpoint's own classes: `train`, `val` or `test`. Data that share no class with its split are
     evaluated whole, which is said.  progress: show bars on a terminal.
+    protocol: a name in `maml_l2l.config.PROTOCOLS`, which says what tasks are drawn from, and where `experiment` is
+    None their size and number, too.  ensemble: further networks, whose outputs are averaged with this one's.
 
     Raises `UserError` where there is no such checkpoint or split, where `experiment` changes a key that has no effect
-    here, where the head has fewer outputs than `task.ways`, or where the data do not hold the classes or have images of
-    another size.
+    here, where the head has fewer outputs than `task.ways`, where the data do not hold the classes or have images of
+    another size, or where a network of `ensemble` does not fit the others.
 
     >>> import maml_l2l
     >>> checkpoint = maml_l2l.load_checkpoint("runs/glyphs/best.pth")
@@ -109,8 +117,13 @@ def evaluate(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_pretrained(checkpoint)
     if experiment is None:
-        experiment = on_this_machine(checkpoint.experiment)
-    return _evaluate(checkpoint, experiment, split, progress)
+        experiment = under_protocol(on_this_machine(checkpoint.experiment), protocol, {}, "the checkpoint")
+    networks = [checkpoint]
+    for number, other in enumerate(ensemble, start=2):
+        networks.append(other if isinstance(other, Checkpoint) else load_pretrained(other))
+        name = f"network {number} of the ensemble" if isinstance(other, Checkpoint) else str(other)
+        check_fits(checkpoint, networks[-1], name, experiment.task.ways)
+    return _evaluate(networks, experiment, split, protocol, progress)
 
 
 def on_this_machine(trained: Experiment) -> Experiment:
@@ -118,20 +131,23 @@ def on_this_machine(trained: Experiment) -> Experiment:
     return trained.model_copy(update={"run": trained.run.model_copy(update={"device": "auto", "threads": None})})
 
 
-def _evaluate(checkpoint: Checkpoint, experiment: Experiment, split: str, progress: bool) -> Evaluation:
-    _check_changes(checkpoint.experiment, experiment)
-    checkpoint.check_ways(experiment.task.ways)
+def _evaluate(
+    networks: Sequence[Checkpoint], experiment: Experiment, split: str, protocol: str | None, progress: bool
+) -> Evaluation:
+    _check_changes(networks[0].experiment, experiment)
+    networks[0].check_ways(experiment.task.ways)
     run = experiment.run
     device = find_device(run.device)
     with progress_bars(progress), computing(device, run.threads, run.precision), distributed.process_group(device):
         check_same_experiment(experiment)
-        images = distributed.one_a_machine_first(lambda: _images(checkpoint, experiment))
+        images = distributed.one_a_machine_first(lambda: _images(networks[0], experiment))
         with distributed.together():
-            stream = _stream(checkpoint, experiment, images, split)
-        check_same_data(images, checkpoint.split | {"evaluated": [split]}, checkpoint.tensors)
-        learner = checkpoint.learner(experiment.algorithm).to(device)
-        return evaluate_learner(
-            learner,
+            stream = _stream(networks, experiment, images, split, protocol)
+        tensors = {f"{number}.{name}": one for number, n in enumerate(networks) for name, one in n.tensors.items()}
+        check_same_data(images, networks[0].split | {"evaluated": stream.class_names}, tensors)
+        learners = [_learner(network, experiment).to(device) for network in networks]
+        evaluation = evaluate_learner(
+            learners[0] if len(learners) == 1 else Ensemble(learners),
             stream,
             tasks=experiment.eval.tasks,
             steps=range(experiment.eval.steps + 1),
@@ -139,6 +155,15 @@ def _evaluate(checkpoint: Checkpoint, experiment: Experiment, split: str, progre
             normalisation=experiment.algorithm.normalisation,
             progress=progress,
         )
+    seen = {name for network in networks for name in network.training_classes}.intersection(stream.class_names)
+    return dataclasses.replace(evaluation, classes=len(stream.class_names), seen_classes=len(seen))
+
+
+def _learner(network: Checkpoint, experiment: Experiment) -> MetaLearner:
+    """The learner of `network`, with the engine that `experiment` names."""
+    algorithm = experiment.algorithm
+    own = {"engine": algorithm.engine, "task_chunk": algorithm.task_chunk}
+    return network.learner(network.experiment.algorithm.model_copy(update=own))
 
 
 def _images(checkpoint: Checkpoint, experiment: Experiment) -> LabelledImages:
@@ -163,27 +188,47 @@ def _check_changes(trained: Experiment, wanted: Experiment) -> None:
             )
 
 
-def _stream(checkpoint: Checkpoint, experiment: Experiment, images: LabelledImages, split: str) -> TaskStream:
+def _stream(
+    networks: Sequence[Checkpoint], experiment: Experiment, images: LabelledImages, split: str, protocol: str | None
+) -> TaskStream:
     if split not in SPLITS:
         raise UserError(f"there is no split {split}. Name one of {', '.join(SPLITS)}.")
     found = {"channels": images.pixels.shape[1], "image_size": images.pixels.shape[-1]}
     for key, value in found.items():
-        trained = checkpoint.backbone.get(key, value)  # a network that does not ask for it takes any
+        trained = networks[0].backbone.get(key, value)  # a network that does not ask for it takes any
         if trained != value:
             raise UserError(
                 f"the checkpoint's network takes images of {key} {trained}, the data have {value}. "
                 f"Set data.{key}={trained}."
             )
-    classes = unseen_classes(checkpoint.split, split, images.class_names, checkpoint.earlier_classes)
-    renamed = classes != checkpoint.split[split] and origins(classes, checkpoint.split[split])
+    drawn = "together" if protocol is None else find_protocol(protocol).classes
+    if drawn == "rotated" and not experiment.data.rotate:
+        drawn = "together"
+    if drawn == "alphabet" and experiment.data.name == "folder":
+        raise UserError(
+            f"the protocol {protocol} asks who drew each picture, which a folder does not say. Evaluate on omniglot, "
+            "glyphs or drawings (data.name), or use another protocol."
+        )
+    if drawn == "alphabet" and split == "test":
+        classes = class_split(experiment.data.model_copy(update={"split": "alphabets"}), images)["test"]
+    else:
+        classes = _unseen(networks, experiment, images, split)
+    return task_stream(experiment, images, {split: classes}, split, kind=STREAMS[drawn])
+
+
+def _unseen(networks: Sequence[Checkpoint], experiment: Experiment, images: LabelledImages, split: str) -> list[str]:
+    """The classes of `split` of the networks, or those of other data that never trained them, which is said."""
+    first, earlier = networks[0], [name for network in networks for name in network.earlier_classes]
+    classes = unseen_classes(first.split, split, images.class_names, earlier)
+    renamed = classes != first.split[split] and origins(classes, first.split[split])
     if renamed and distributed.rank() == 0:
         new, old = next(iter(renamed.items()))
         _log.info(
             f"{experiment.data.root} holds the checkpoint's classes under other names, {new} for {old}: the "
             f"{len(classes)} {split} classes among them are evaluated"
         )
-    elif classes != checkpoint.split[split] and distributed.rank() == 0:
+    elif classes != first.split[split] and distributed.rank() == 0:
         total = len(images.class_names)
         which = f"all {total}" if len(classes) == total else f"the {len(classes)} of {total} that never trained it"
         _log.info(f"{experiment.data.root} holds no class of the checkpoint's split: {which} are evaluated")
-    return task_stream(experiment, images, {split: classes}, split)
+    return classes

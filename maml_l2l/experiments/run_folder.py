@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import os
 import time
 import warnings
 from pathlib import Path
@@ -13,13 +12,13 @@ from pathlib import Path
 import yaml
 
 from maml_l2l.algorithms.scores import Evaluation
-from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from maml_l2l.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from maml_l2l.config import Experiment
+from maml_l2l.experiments.best_checkpoints import BestCheckpoints
 from maml_l2l.experiments.metrics_log import MetricsLog
-from maml_l2l.experiments.resuming import earlier_sessions, set_aside
+from maml_l2l.experiments.resuming import earlier_sessions
 from maml_l2l.reports.plots import plot_curves
 from maml_l2l.system import distributed
-from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import write_atomically, write_json
 from maml_l2l.system.machine import machine
 from maml_l2l.system.run_files import BEST, CONFIG, CURVES, LAST, METRICS, PREVIOUS, SESSIONS
@@ -29,7 +28,8 @@ _log = logging.getLogger(__name__)
 
 class RunFolder:
     """`config.yaml` (resolved), `sessions.json`, `metrics.jsonl`, `last.pth` and the one before it, `previous.pth`,
-    `best.pth` (highest validation accuracy), `curves.png`, and on request TensorBoard events.
+    `best.pth` (highest validation accuracy) and the next best ones (`BestCheckpoints`), `curves.png`, and on request
+    TensorBoard events.
 
     `sessions.json` has an entry for each process that worked on the run: the meta-iterations done when it started
     (`from`) and when it last saved (`to`), the seconds in between, compiling included, the torchrun that started it
@@ -54,9 +54,12 @@ class RunFolder:
         state = {"done": resumed.iteration, "size": resumed.metrics_bytes} if resumed else {}
         self._metrics = MetricsLog(path, experiment.run.tensorboard, **state)
         self._best_accuracy = resumed.best_accuracy if resumed else None
-        if self._best_accuracy is not None:
-            self._check_best(resumed)
-            self._copy_best()
+        self._best = BestCheckpoints(path, experiment.train.keep_best)
+        if resumed is not None:
+            if not self._best.find(resumed):
+                self._best_accuracy = self._best.accuracy
+            if resumed.best_accuracy is not None:
+                self._copy_best()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -86,7 +89,7 @@ class RunFolder:
         mark = ""
         if accuracy > (-math.inf if self._best_accuracy is None else self._best_accuracy):
             self._best_accuracy, mark = accuracy, " (best)"
-            save_checkpoint(dataclasses.replace(checkpoint, best_accuracy=accuracy), self.path / BEST)
+        if self._best.add(checkpoint, accuracy):
             self._copy_best()
         _log.info(f"meta-iteration {checkpoint.iteration}: validation accuracy {accuracy:.2f} +- {ci95:.2f} %{mark}")
         self._metrics.sync()
@@ -94,22 +97,6 @@ class RunFolder:
             plot_curves(self.path / METRICS, self.path / CURVES, title=self.path.name)
         except Exception as error:  # whatever the file of metrics holds: no result depends on a picture
             warnings.warn(f"the curves could not be drawn: {error}", stacklevel=2)
-
-    def _check_best(self, resumed: Checkpoint) -> None:
-        """Have `best.pth` hold a checkpoint: where it is gone or damaged, `resumed` stands in for it, with a warning.
-
-        What it stands in for may have been better, so the next validation takes its place.
-        """
-        try:
-            load_checkpoint(self.path / BEST)
-            return
-        except UserError as error:
-            problem = str(error)
-        if os.path.lexists(self.path / BEST):
-            set_aside(self.path / BEST)
-        self._best_accuracy = None
-        save_checkpoint(dataclasses.replace(resumed, optimizer=None, best_accuracy=None), self.path / BEST)
-        warnings.warn(f"{problem} The weights of meta-iteration {resumed.iteration} stand in for it", stacklevel=2)
 
     def _copy_best(self) -> None:
         if self.save_to is not None:

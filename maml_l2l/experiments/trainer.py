@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from maml_l2l.checkpoints.checkpoint import Checkpoint
 from maml_l2l.config import Experiment
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.splits import ClassSplit
+from maml_l2l.experiments.averaging import WeightAverage
 from maml_l2l.experiments.evaluation import evaluate_learner
 from maml_l2l.system import distributed
 from maml_l2l.system.device import drawing_workers, seeded
@@ -59,6 +62,8 @@ class MetaTrainer:
         with seeded(experiment.run.seed, device):
             self.learner = build_learner(experiment.algorithm, self.backbone, compile_, precision).to(device)
         self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=experiment.train.meta_lr)
+        decay = experiment.train.ema
+        self.average = None if decay is None else WeightAverage(self.learner, decay)
 
     def iterations(self) -> Iterator[MetaIteration]:
         """The outer loop: after each yield, the weights have taken one more step of Adam along the meta-gradient.
@@ -76,6 +81,8 @@ class MetaTrainer:
             self._set_annealed()
             loss, accuracy = self._meta_gradient(tasks)
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update()
             self.done += 1
             yield MetaIteration(self.done, loss, accuracy, meta_lr)
 
@@ -99,34 +106,51 @@ class MetaTrainer:
         return loss, 100 * accuracy
 
     def validate(self) -> Evaluation:
-        """Scores on the fixed validation tasks, after as many inner steps and normalised as in training."""
+        """Scores on the fixed validation tasks, after as many inner steps and normalised as in training.
+
+        Where weights are averaged along training, of the averages.
+        """
         algorithm = self.experiment.algorithm
-        evaluation = evaluate_learner(
-            self.learner,
-            self.validation_tasks,
-            tasks=self.experiment.train.validate_tasks,
-            steps=[algorithm.inner_steps],
-            device=self.device,
-            normalisation=algorithm.normalisation,
-        )
+        with self._averaged():
+            evaluation = evaluate_learner(
+                self.learner,
+                self.validation_tasks,
+                tasks=self.experiment.train.validate_tasks,
+                steps=[algorithm.inner_steps],
+                device=self.device,
+                normalisation=algorithm.normalisation,
+            )
         self.validation_accuracy = evaluation.mean()[0]
         return evaluation
 
-    def checkpoint(self, with_optimizer: bool) -> Checkpoint:
-        """The state after `done` meta-iterations, with the accuracy of the latest validation."""
+    def validated(self) -> Checkpoint:
+        """The network that `validate` scores, and its accuracy then: a `best.pth`."""
+        with self._averaged():
+            return self._checkpoint()
+
+    def checkpoint(self) -> Checkpoint:
+        """All that the run goes on from after `done` meta-iterations: a `last.pth`."""
+        average = None if self.average is None else self.average.tensors()
+        return dataclasses.replace(self._checkpoint(), optimizer=self.optimizer.state_dict(), averaged=average)
+
+    def _checkpoint(self) -> Checkpoint:
+        learner = self.learner
         return Checkpoint(
             config=self.experiment.model_dump(),
             split=self.split,
             iteration=self.done,
             validation_accuracy=self.validation_accuracy,
             backbone=self.backbone,
-            weights=self.learner.module.state_dict(),
-            optimizer=self.optimizer.state_dict() if with_optimizer else None,
-            inner_lrs=None if self.learner.inner_lrs is None else self.learner.inner_lrs.detach(),
-            transform=None if self.learner.transform is None else self.learner.transform.state_dict(),
-            norms=None if self.learner.norms is None else _detached(self.learner.norms.named_rows()),
+            weights=_copied(learner.module.state_dict()),
+            optimizer=None,
+            inner_lrs=None if learner.inner_lrs is None else learner.inner_lrs.detach().clone(),
+            transform=None if learner.transform is None else _copied(learner.transform.state_dict()),
+            norms=None if learner.norms is None else _copied(learner.norms.named_rows()),
             earlier_classes=self.earlier_classes,
         )
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.average is None else self.average.in_use()
 
     def start_from(self, pretrained: Checkpoint) -> None:
         """Take the weights and step sizes of `pretrained`; see `Checkpoint.start` for what it refuses."""
@@ -149,6 +173,8 @@ class MetaTrainer:
         self.done, self.validation_accuracy = checkpoint.iteration, checkpoint.validation_accuracy
         self.earlier_classes = checkpoint.earlier_classes
         checkpoint.restore(self.learner)
+        if self.average is not None and checkpoint.averaged is not None:
+            self.average.restore(checkpoint.averaged, self.done)
         if checkpoint.optimizer is not None:
             self.optimizer.load_state_dict(checkpoint.optimizer)
 
@@ -193,8 +219,8 @@ def step_weights(steps: int, faded: float) -> list[float] | None:
     return [*[others] * (steps - 1), 1 - others * (steps - 1)]
 
 
-def _detached(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach() for name, tensor in tensors.items()}
+def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def _check_processes(meta_batch: int) -> None:

@@ -85,7 +85,7 @@ def _train(experiment: Experiment, run_dir: Path, save_to: Path | None, resume: 
             if distributed.rank() == 0:
                 folder = stack.enter_context(RunFolder(run_dir, experiment, saved, save_to))
                 if saved is None:
-                    folder.save_last(trainer.checkpoint(with_optimizer=True))
+                    folder.save_last(trainer.checkpoint())
                 else:
                     _log.info(f"resuming {run_dir} after {trainer.done} meta-iterations")
         _run(trainer, folder, printable(run_dir.name), _resume_command(run_dir, save_to))
@@ -102,7 +102,7 @@ def _run(trainer: MetaTrainer, folder: RunFolder | NoRunFolder, name: str, resum
     model = trainer.experiment.model
     if trainer.done == 0 and (model.pretrained is not None or model.weights not in (None, "none")):
         evaluation = trainer.validate()
-        folder.validated(trainer.checkpoint(with_optimizer=False), evaluation)
+        folder.validated(trainer.validated(), evaluation)
     with StopRequests(f"{resume_command} goes on where it stopped.") as stop:
         total = {"total": settings.iterations, "initial": trainer.done, "unit": "it"}
         progress = progress_bar(trainer.iterations(), name, **total)
@@ -115,8 +115,8 @@ def _run(trainer: MetaTrainer, folder: RunFolder | NoRunFolder, name: str, resum
             stopping = distributed.any_process(stop.signal_number is not None, trainer.device)
             if last or step.number % settings.validate_every == 0:
                 evaluation = trainer.validate()
-                folder.validated(trainer.checkpoint(with_optimizer=False), evaluation)
+                folder.validated(trainer.validated(), evaluation)
             if last or stopping or step.number % settings.checkpoint_every == 0:
-                folder.save_last(trainer.checkpoint(with_optimizer=True))
+                folder.save_last(trainer.checkpoint())
             if stopping and not last:
                 raise stop.stopped()

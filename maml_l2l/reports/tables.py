@@ -9,7 +9,7 @@ import numpy as np
 
 from maml_l2l.algorithms.calibration import Calibration
 from maml_l2l.algorithms.scores import Evaluation
-from maml_l2l.config import Experiment
+from maml_l2l.config import Experiment, find_protocol
 from maml_l2l.system.errors import printable
 
 _RUNNERS_UP = 3  # of each prediction, in its line
@@ -22,11 +22,23 @@ def evaluation_table(evaluation: Evaluation) -> str:
     return "\n".join(lines + [f"{step:11d}   {mean:12.2f}   +- {ci95:.2f}" for step, mean, ci95 in rows])
 
 
-def evaluation_protocol(experiment: Experiment, split: str) -> dict:
-    """What an accuracy depends on beside the checkpoint: the tasks, the classes, how queries are normalised."""
-    return {
+def evaluation_protocol(
+    experiment: Experiment, split: str, name: str | None = None, ensemble: Sequence[str] = ()
+) -> dict:
+    """What an accuracy depends on beside the checkpoint: the tasks, the classes, how queries are normalised.
+
+    name: of the published protocol that set them, see `maml_l2l.config.PROTOCOLS`.  ensemble: the further checkpoints.
+    """
+    named: dict[str, Any] = {}
+    if name is not None:
+        protocol = find_protocol(name)
+        named = {"protocol": name, "source": protocol.source, "note": protocol.note}
+    if ensemble:
+        named["ensemble"] = list(ensemble)
+    return named | {
         "tasks": experiment.eval.tasks,
         **experiment.task.model_dump(),
+        "rotate": experiment.data.rotate,
         "split": split,
         "normalisation": experiment.algorithm.normalisation,
         "seed": experiment.run.seed,
@@ -37,14 +49,27 @@ def evaluation_title(protocol: dict) -> str:
     """One line that says what was measured."""
     queries = "1 query" if protocol["queries"] == 1 else f"{protocol['queries']} queries"
     sizes = f"{protocol['ways']}-way {protocol['shots']}-shot, {queries} a class, {protocol['tasks']} tasks"
-    return f"{sizes}, {protocol['split']} classes, {protocol['normalisation']} statistics"
+    title = f"{sizes}, {protocol['split']} classes, {protocol['normalisation']} statistics"
+    if "ensemble" in protocol:
+        title += f", mean of {len(protocol['ensemble']) + 1} networks"
+    return f"protocol {protocol['protocol']}: {title}" if "protocol" in protocol else title
+
+
+def evaluation_notes(evaluation: Evaluation, protocol: dict) -> list[str]:
+    """Lines on what makes an evaluation another than the protocol's name promises."""
+    notes = [f"{protocol['source']}: {protocol['note']}"] if protocol.get("note") else []
+    if evaluation.seen_classes and protocol["split"] == "test":
+        share = f"{evaluation.seen_classes} of the {evaluation.classes} classes"
+        notes.append(f"{share} trained the network: this is no accuracy on unseen classes")
+    return notes
 
 
 def evaluation_json(evaluation: Evaluation, protocol: dict) -> dict:
     """The figures of `evaluation_table` in percent, and the protocol that they were measured by."""
     rows = zip(evaluation.steps, evaluation.mean(), evaluation.ci95(), strict=True)
     accuracy = {str(step): {"mean": mean, "ci95": ci95} for step, mean, ci95 in rows}
-    return {"accuracy": accuracy, **protocol}
+    classes = {"classes": evaluation.classes, "seen_classes": evaluation.seen_classes}
+    return {"accuracy": accuracy, **protocol, **classes}
 
 
 def calibration_table(temperature: float, rows: Sequence[Calibration]) -> str:

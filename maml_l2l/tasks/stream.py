@@ -70,9 +70,15 @@ class TaskStream:
         self.rotate, self.shift, self.augment, self._key = rotate, shift, augment, f"{seed}/{split}"
         members = _members(images, classes)
         members = _servable(members, images.class_names, split, ways, shots, queries, drop_small)
+        self._members = members
         dataset = MetaDataset(TensorDataset(images.pixels, images.labels), labels_to_indices=members)
         transforms = [NWays(dataset, ways), KShots(dataset, shots + queries)]
         self._taskset = Taskset(dataset, transforms, task_collate=self._collated)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes that tasks are drawn from."""
+        return [self.images.class_names[label] for label in self._members]
 
     def batch(self, start: int, count: int) -> TaskBatch:
         """Tasks `start`, ..., `start + count - 1` of the stream, on the CPU, float32."""
@@ -132,18 +138,18 @@ class TaskStream:
 
     def indices(self, start: int, count: int) -> torch.Tensor:
         """(T, ways, shots + queries) int64: which of `images` the tasks hold."""
-        return torch.stack([self._drawn(index)[0] for index in range(start, start + count)])
+        return torch.stack([self._indices(self._generator(index)) for index in range(start, start + count)])
 
-    def _drawn(self, index: int) -> tuple[torch.Tensor, random.Random]:
-        """Of one task: the images (ways, shots + queries) int64, and what further numbers come from."""
-        generator = random.Random(f"{self._key}/{index}")
-        with _sampling_from(generator):
-            return self._taskset[0], generator
+    def _generator(self, index: int) -> random.Random:
+        """What all numbers of a task come from."""
+        return random.Random(f"{self._key}/{index}")
 
     def _task(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Of one task: the images (ways, shots + queries, C, H, W) uint8, grouped by class, and what changes them."""
-        drawn, generator = self._drawn(index)
-        pixels = self._turned_and_moved(self.images.pixels[drawn], generator)
+        generator = self._generator(index)
+        pixels = self._drawn(generator)
+        if self.shift:
+            pixels = _shifted(pixels, self.shift, generator)
         if not self.augment:
             return pixels, torch.empty(0)
         draws = augmentation.draws(self.ways * (self.shots + self.queries), generator.getrandbits(63))
@@ -153,11 +159,17 @@ class TaskStream:
         """(ways, shots + queries) int64: the indices of a task's images, which come grouped by class."""
         return torch.tensor(indices).view(self.ways, -1)
 
-    def _turned_and_moved(self, pixels: torch.Tensor, generator: random.Random) -> torch.Tensor:
-        """pixels: (ways, shots + queries, C, H, W)."""
+    def _drawn(self, generator: random.Random) -> torch.Tensor:
+        """(ways, shots + queries, C, H, W): the images of a task, turned where classes are."""
+        pixels = self.images.pixels[self._indices(generator)]
         if self.rotate:
             pixels = torch.stack([torch.rot90(of_class, generator.randrange(4), (-2, -1)) for of_class in pixels])
-        return _shifted(pixels, self.shift, generator) if self.shift else pixels
+        return pixels
+
+    def _indices(self, generator: random.Random) -> torch.Tensor:
+        """(ways, shots + queries): the indices of a task's images."""
+        with _sampling_from(generator):
+            return self._taskset[0]
 
 
 class _Draws(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -179,13 +191,19 @@ def _leave_signals_to_the_parent(_worker: int) -> None:
 
 
 def task_stream(
-    experiment: Experiment, images: LabelledImages, split: ClassSplit, name: str, shift: int = 0, augment: float = 0.0
+    experiment: Experiment,
+    images: LabelledImages,
+    split: ClassSplit,
+    name: str,
+    shift: int = 0,
+    augment: float = 0.0,
+    kind: type[TaskStream] = TaskStream,
 ) -> TaskStream:
     """The tasks of the split `name`, of the size that `experiment` says. shift, augment: see `TaskStream`."""
     data, sizes = experiment.data, experiment.task.model_dump()
     options: dict[str, Any] = {"rotate": data.rotate, "seed": experiment.run.seed, "shift": shift, "augment": augment}
     options["drop_small"] = data.drop_small_classes
-    return TaskStream(images, split[name], split=name, **sizes, **options)
+    return kind(images, split[name], split=name, **sizes, **options)
 
 
 @contextmanager
