@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import random
 import signal
@@ -17,12 +16,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from maml_l2l.config import Experiment
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.splits import ClassSplit
-from maml_l2l.system.errors import UserError, listing
 from maml_l2l.system.learn2learn_import import KShots, MetaDataset, NWays, Taskset, samplers
 from maml_l2l.tasks import augment as augmentation
 from maml_l2l.tasks.batch import TaskBatch
-
-_log = logging.getLogger(__name__)
+from maml_l2l.tasks.members import members_of, servable
 
 _sampling = threading.Lock()
 
@@ -68,8 +65,8 @@ class TaskStream:
         """
         self.images, self.ways, self.shots, self.queries = images, ways, shots, queries
         self.rotate, self.shift, self.augment, self._key = rotate, shift, augment, f"{seed}/{split}"
-        members = _members(images, classes)
-        members = _servable(members, images.class_names, split, ways, shots, queries, drop_small)
+        members = members_of(images, classes)
+        members = servable(members, images.class_names, split, ways, shots, queries, drop_small)
         self._members = members
         dataset = MetaDataset(TensorDataset(images.pixels, images.labels), labels_to_indices=members)
         transforms = [NWays(dataset, ways), KShots(dataset, shots + queries)]
@@ -226,43 +223,3 @@ def _shifted(pixels: torch.Tensor, most: int, generator: random.Random) -> torch
     columns = (torch.arange(width) - across[:, None]).clamp(0, width - 1)
     moved = images.gather(2, rows[:, None, :, None].expand_as(images))
     return moved.gather(3, columns[:, None, None, :].expand_as(images)).view_as(pixels)
-
-
-def _members(images: LabelledImages, classes: list[str]) -> dict[int, list[int]]:
-    """The indices of the images of each named class that has some."""
-    label_of = {name: label for label, name in enumerate(images.class_names)}
-    ends = torch.tensor(images.class_sizes()).cumsum(0).tolist()
-    starts = [0, *ends]
-    members = {label: list(range(starts[label], ends[label])) for label in sorted(label_of[name] for name in classes)}
-    return {label: indices for label, indices in members.items() if indices}
-
-
-def _servable(
-    members: dict[int, list[int]],
-    class_names: Sequence[str],
-    split: str,
-    ways: int,
-    shots: int,
-    queries: int,
-    drop_small: bool,
-) -> dict[int, list[int]]:
-    """`members`, less the classes that are too small. Raises `UserError` where they do not serve, or may not go."""
-    small = [label for label, indices in members.items() if len(indices) < shots + queries]
-    if small:
-        counts = listing([f"{class_names[label]} ({len(members[label])})" for label in small])
-        too_small = f"{len(small)} of the {len(members)} classes of the {split} split hold fewer images: {counts}"
-        needed = f"task.shots + task.queries is {shots} + {queries} = {shots + queries}"
-        if not drop_small:
-            raise UserError(
-                f"{needed}, but {too_small}. Lower task.shots or task.queries, add images, or drop these classes with "
-                "data.drop_small_classes: true."
-            )
-        _log.info(f"{needed}, so data.drop_small_classes drops classes: {too_small}")
-        members = {label: indices for label, indices in members.items() if label not in small}
-    if ways > len(members):
-        raise UserError(
-            f"task.ways is {ways}, but the {split} split holds {len(members)} of the {len(class_names)} classes. "
-            "Lower task.ways, add classes, or give that split more of them (of a folder: data.val_fraction, "
-            "data.test_fraction)."
-        )
-    return members
