@@ -55,9 +55,9 @@ def test_the_checkpoint_holds_the_split_that_is_evaluated(checkpoint, monkeypatc
     drawn = []
     from maml_l2l.experiments import evaluation
 
-    def spy(experiment, images, split, name, make=evaluation.task_stream):
+    def spy(experiment, images, split, name, make=evaluation.task_stream, **options):
         drawn.append(split[name])
-        return make(experiment, images, split, name)
+        return make(experiment, images, split, name, **options)
 
     monkeypatch.setattr(evaluation, "task_stream", spy)
     accuracies(checkpoint)
