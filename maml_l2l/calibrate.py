@@ -28,7 +28,10 @@ def main() -> None:
         "--save_to", metavar="FILE", required=True, type=user_path, help="where the calibrated checkpoint goes"
     )
     parser.add_argument(
-        "--path", metavar="DATA", type=user_path, help="folder of the data set (default: the one of the checkpoint)"
+        "--path",
+        metavar="DATA",
+        type=os.path.expanduser,
+        help="folder of the data set (default: the one of the checkpoint)",
     )
     parser.add_argument(
         "--tasks", type=int, default=200, metavar="N", help="tasks of each number of ways (default: 200)"

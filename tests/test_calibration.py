@@ -45,7 +45,9 @@ def test_the_temperature_that_was_hidden_is_found_and_takes_the_error_away():
 
 
 def test_the_command_writes_a_checkpoint_whose_predictions_have_the_temperature(path, tmp_path, glyphs_root):
-    done = run("maml_l2l.calibrate", "--model", path, "--save_to", tmp_path / "c.pth", "--tasks", "4")
+    done = run(
+        "maml_l2l.calibrate", "--model", path, "--save_to", tmp_path / "c.pth", "--tasks", "4", "--path", glyphs_root
+    )
     assert done.returncode == 0, done.stderr
     before, after = load_checkpoint(path), load_checkpoint(tmp_path / "c.pth")
     assert before.temperature == 1.0 != after.temperature
