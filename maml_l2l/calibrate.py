@@ -11,8 +11,7 @@ from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system.files import check_outputs, user_path
 
 
-def main() -> None:
-    """Parse the command line, calibrate, report."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m maml_l2l.calibrate",
         description="Learn the temperature by which a checkpoint's probabilities mean what they say.",
@@ -38,6 +37,12 @@ def main() -> None:
     )
     commands.add_set_option(parser, example="task.shots=5")
     commands.add_version_option(parser)
+    return parser
+
+
+def main() -> None:
+    """Parse the command line, calibrate, report."""
+    parser = _parser()
     arguments = parser.parse_args()
     if arguments.tasks < 1:
         parser.error(f"--tasks: expected 1 or more, found {arguments.tasks}")
