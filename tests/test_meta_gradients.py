@@ -132,12 +132,12 @@ def test_finite_differences_stand_for_the_hessian_in_the_backward_recursion():
         adjoint = torch.autograd.grad(loss(last, query, labels), last)
         for point in reversed(points[:-1]):
             upper, lower = (
-                gradient([part - sign * 1e-2 * RATE * a for part, a in zip(point, adjoint, strict=True)])
+                gradient([part - sign * 1e-5 * RATE * a for part, a in zip(point, adjoint, strict=True)])
                 for sign in (1, -1)
             )
-            adjoint = [a + (u - v) / 2e-2 for a, u, v in zip(adjoint, upper, lower, strict=True)]
+            adjoint = [a + (u - v) / 2e-5 for a, u, v in zip(adjoint, upper, lower, strict=True)]
         sums.append(flat(adjoint))
-    torch.testing.assert_close(found(made, 3), torch.stack(sums).mean(0), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found(made, 3), torch.stack(sums).mean(0), rtol=1e-7, atol=1e-9)
 
 
 def test_finite_differences_are_close_to_the_exact_gradient_with_all_that_is_learned():

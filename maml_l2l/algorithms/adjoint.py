@@ -29,7 +29,7 @@ Parameters = dict[str, torch.Tensor]
 Loss = Callable[[Parameters, Parameters], torch.Tensor]
 Product = Callable[[Loss, Parameters, Parameters, Parameters], tuple[Parameters, Parameters, Parameters]]
 
-_DIFFERENCE = 1e-2  # of theta to either side, in lengths of b: smaller ones drown in float32's rounding
+_DIFFERENCE = 1e-5  # of theta to either side, in lengths of b: larger ones step over the kinks of ReLU
 
 with warnings.catch_warnings():
     # PyTorch loads this at the first `jvp`, and tells of what it deprecates itself.
