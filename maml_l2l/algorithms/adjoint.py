@@ -10,8 +10,9 @@ theta_k, the chain rule reads backwards
     lambda_k = a + H_k b                                                                                          (4)
 
 H_k, the Hessian of L_support, is symmetric, so H_k b is a directional derivative of a gradient: forward over reverse,
-which keeps nothing between steps but theta_k (mixed-mode differentiation: Kemaev et al., ICML 2025). First-order MAML
-is the same sweep without H_k b. A query loss that counts after other steps than the last, with the weight w_k, starts
+which keeps nothing between steps but theta_k (mixed-mode differentiation: Kemaev et al., ICML 2025). Where the sweep
+turns, reverse over reverse gives the same from activations that are still there. First-order MAML is the same without
+H_k b. A query loss that counts after other steps than the last, with the weight w_k, starts
 (1) with w_K grad L_query(theta_K) and adds w_k grad L_query(theta_k) to (4).
 """
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.func import grad, jvp, vjp
@@ -85,6 +86,27 @@ def step_back(
     if gradients is None and problem.linear and problem.learns:  # (2) again, now that the gradients are there
         (d_phi,) = vjp(lambda phi: problem.update(theta, found, phi), phi)[1](adjoint)
     return {name: a[name] + product[name] for name in a}, d_eta, d_phi  # (4)
+
+
+def turn(
+    problem: Problem,
+    query_gradient: Callable[[Parameters], tuple[Parameters, Any]],
+    theta: Parameters,
+    eta: Parameters,
+    phi: Parameters,
+) -> tuple[Parameters, Parameters, Parameters, Any]:
+    """The last step, k = K - 1, there and back: (lambda_k, d eta, d phi, what the query gradient gave besides).
+
+    query_gradient: theta_K -> (lambda_K, anything).  The gradient of one step is differentiated in reverse here, over
+    the activations that it has left: 12 products of matrices where `step`, (1) and `step_back` take 15.
+    """
+    if problem.product is exact_product:
+        following, pull_back = vjp(lambda *at: step(problem, *at)[0], theta, eta, phi)
+        adjoint, besides = query_gradient(following)
+        return *pull_back(adjoint), besides
+    following, gradients = step(problem, theta, eta, phi)
+    adjoint, besides = query_gradient(following)
+    return *step_back(problem, theta, gradients, adjoint, eta, phi), besides
 
 
 def exact_product(

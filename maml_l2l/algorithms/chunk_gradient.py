@@ -44,9 +44,10 @@ class ChunkGradient:
             self._add(name, gradient, 0)
 
     def _sweep(self) -> Parameters:
-        return adjoint.sweep(
-            self.start, self.steps, self._forward, self._at_end, self._backward, self.learner.recompute
-        )
+        if self.steps == 0:
+            return self._at_end(self.start)
+        recompute = self.learner.recompute
+        return adjoint.sweep(self.start, self.steps - 1, self._forward, self._turn, self._backward, recompute)
 
     def _forward(self, k: int, theta: Parameters) -> tuple[Parameters, Parameters | None]:
         learner, anchor = self.learner, self.start if self.learner.gradient == "implicit" else None
@@ -57,10 +58,24 @@ class ChunkGradient:
         adjoint_, self.scores = self._query_gradient(self.steps, theta)
         return adjoint_
 
+    def _turn(self, theta: Parameters) -> Parameters:
+        """The last step, there and back: theta_{K-1} -> lambda_{K-1}, all of it times w_K."""
+        k, learner = self.steps - 1, self.learner
+        others = self._eta(k), learner._phi(k), self._eta(k + 1)
+        adjoint_, d_eta, d_phi, (at_end, self.scores) = learner.run("turn", theta, others, *self.support, *self.query)
+        adjoint_, d_eta, d_phi, at_end = (self._weighted(k + 1, part) for part in (adjoint_, d_eta, d_phi, at_end))
+        self._add_eta(at_end, k + 1)
+        return self._arrived(k, theta, adjoint_, d_eta, d_phi)
+
     def _backward(self, k: int, theta: Parameters, gradients: Parameters | None, following: Parameters) -> Parameters:
         phi = self.learner._phi(k)
         arguments = theta, gradients, following, self._eta(k), phi, *self.support
-        adjoint_, d_eta, d_phi = self.learner.run("step_back", *arguments)
+        return self._arrived(k, theta, *self.learner.run("step_back", *arguments))
+
+    def _arrived(
+        self, k: int, theta: Parameters, adjoint_: Parameters, d_eta: Parameters, d_phi: Parameters
+    ) -> Parameters:
+        """lambda_k, with the gradient of a query loss that counts at theta_k, too; adds up the others."""
         self._add_eta(d_eta, k)
         self._add_phi(d_phi, k)
         if k > 0 and self.weights[k - 1]:
@@ -70,10 +85,13 @@ class ChunkGradient:
     def _query_gradient(self, k: int, theta: Parameters) -> tuple[Parameters, Scores]:
         """w_k times the gradient of the query loss at theta_k; that for eta goes where it belongs."""
         d_theta, d_eta, scores = self.learner.run("query", theta, self._eta(k), *self.support, *self.query)
-        if (weight := self.weights[k - 1]) != 1:
-            d_theta, d_eta = ({name: weight * value for name, value in part.items()} for part in (d_theta, d_eta))
-        self._add_eta(d_eta, k)
-        return d_theta, scores
+        self._add_eta(self._weighted(k, d_eta), k)
+        return self._weighted(k, d_theta), scores
+
+    def _weighted(self, k: int, part: Parameters) -> Parameters:
+        """w_k times each of `part`."""
+        weight = self.weights[k - 1]
+        return part if weight == 1 else {name: weight * value for name, value in part.items()}
 
     def _implicit(self) -> Parameters:
         """v of (I + H / lambda) v = grad L_query(theta_K), for theta_0 (Rajeswaran et al., 2019, equation 6).

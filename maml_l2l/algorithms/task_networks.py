@@ -74,6 +74,24 @@ class TaskNetworks(MetaLearner):
     ) -> tuple[Any, ...]:
         return adjoint.step_back(self._problem(None, *support), theta, gradients, following, eta, phi)
 
+    def _turn(
+        self,
+        theta: Parameters,
+        others: tuple[Parameters, Parameters, Parameters],
+        support: torch.Tensor,
+        labels: torch.Tensor,
+        ways: int | None,
+        *query: Any,
+    ) -> tuple[Any, ...]:
+        """others: eta, phi and eta at the end -> (lambda_{K-1}, d eta, d phi, (d eta at the end, scores))."""
+        eta, phi, at_end = others
+
+        def query_gradient(theta: Parameters) -> tuple[Parameters, Any]:
+            adjoint_, *besides = self._query(theta, at_end, support, labels, ways, *query)
+            return adjoint_, besides
+
+        return adjoint.turn(self._problem(None, support, labels, ways), query_gradient, theta, eta, phi)
+
     def _product(self, theta: Parameters, eta: Parameters, b: Parameters, *support: Any) -> tuple[Any, ...]:
         """H b and d eta, without the pull."""
         return adjoint.exact_product(self._problem(None, *support).support_loss, theta, eta, b)[1:]

@@ -115,7 +115,7 @@ class VectorizedMAML(TaskNetworks):
         with first_images_normalise(self.module, arguments[2].shape[1] if inductive else None):
             if not self.compiled or trivial or torch.is_grad_enabled():
                 return function(*arguments)
-            name = f"{piece} (first order)" if piece == "step_back" and self.first_order else piece
+            name = f"{piece} (first order)" if piece in ("turn", "step_back") and self.first_order else piece
             return self._pieces.run(name, function, arguments)
 
     def _default_chunk(self, tasks: TaskBatch) -> int:
