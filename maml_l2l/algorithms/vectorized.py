@@ -110,7 +110,7 @@ class VectorizedMAML(TaskNetworks):
     def run(self, piece: str, *arguments: Any) -> Any:
         """Call `_{piece}` of `TaskNetworks`, compiled where that is wanted and can be had."""
         function = getattr(self, f"_{piece}")
-        trivial = piece in ("begin", "pull_back") and not self.prototype_head
+        trivial = piece == "begin" and not self.prototype_head
         inductive = arguments[-1] == "support" and not self._batches_itself
         with first_images_normalise(self.module, arguments[2].shape[1] if inductive else None):
             if not self.compiled or trivial or torch.is_grad_enabled():

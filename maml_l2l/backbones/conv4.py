@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from maml_l2l.backbones import winograd
+
 Parameters = dict[str, torch.Tensor]
 
-# The taps of a 3x3 kernel, row by row, in the order in which `_patches_stride_2` lays them out.
-_CELL_ORDER = (4, 5, 7, 8, 3, 6, 1, 2, 0)
+_WINOGRAD_CHANNELS = 16  # from here on its sums take less time than the products that they save
 
 
 class BatchStatisticsNorm(nn.BatchNorm2d):
@@ -69,6 +70,18 @@ class Conv4(nn.Module):
             x = F.relu(x)  # the maximum of what is rectified is the rectified maximum, of a quarter as many numbers
         return self.head(x.mean((2, 3)))
 
+    def _convolve(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """x: (T, n, H, W, C), weights: (T, 9 * C, F) -> (T, n, H', W', F), as products of matrices."""
+        height, width, channels = x.shape[2:]
+        if self.pool and channels >= _WINOGRAD_CHANNELS and height % 2 == width % 2 == 0 and self._exact(x):
+            return winograd.convolve(x, weights.unflatten(1, (3, 3, channels)))
+        patches = _patches_stride_1(x) if self.pool else _patches_stride_2(x)
+        return self._product(patches.flatten(1, 3), weights).view(*patches.shape[:4], -1)
+
+    def _exact(self, x: torch.Tensor) -> bool:
+        """Whether products round nothing, as sums of what they multiply want."""
+        return self.product_dtype is None and not x.is_cuda
+
     def _product(self, patches: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """(T, P, K) @ (T, K, F) in `product_dtype`; sums, normalisation and everything else stay as they are."""
         if self.product_dtype is None:
@@ -83,9 +96,9 @@ class Conv4(nn.Module):
         """
         arranged = {name: p for name, p in parameters.items() if not name.startswith("convolutions")}
         for index, convolution in enumerate(self.convolutions):
-            weight = parameters[f"convolutions.{index}.weight"].permute(2, 3, 1, 0).flatten(0, 1)  # (9, C, F)
-            order = _CELL_ORDER if convolution.stride == (2, 2) else range(9)
-            arranged[f"convolutions.{index}.weight"] = torch.cat([weight[tap] for tap in order])
+            taps = parameters[f"convolutions.{index}.weight"].permute(2, 3, 1, 0)  # (3, 3, C, F)
+            parts = [taps] if self.pool else _cells_order(taps)
+            arranged[f"convolutions.{index}.weight"] = torch.cat([part.reshape(-1, taps.shape[-1]) for part in parts])
         return arranged
 
     def forward_tasks(
@@ -94,22 +107,24 @@ class Conv4(nn.Module):
         """`forward` for T tasks at once, each with its own weights.
 
         parameters: those of `task_parameters`, each (T, ...).  x: (T, n, C, H, W) -> logits (T, n, ways).
-        Convolutions are products of patches and weights: with other weights for each task they would be grouped
-        convolutions, which CPUs do slowly.
+        With other weights for each task, convolutions would be grouped ones, which CPUs do slowly; see `_convolve`.
         """
         x = x.permute(0, 1, 3, 4, 2)
-        patches_of = _patches_stride_1 if self.pool else _patches_stride_2
         for index in range(len(self.convolutions)):
-            patches = patches_of(x)
-            x = self._product(patches.flatten(1, 3), parameters[f"convolutions.{index}.weight"])
+            x = self._convolve(x, parameters[f"convolutions.{index}.weight"])
             scale, shift = parameters[f"norms.{index}.weight"], parameters[f"norms.{index}.bias"]
-            x = _normalise(x.view(*patches.shape[:4], -1), scale, shift, statistics_from)
+            x = _normalise(x, scale, shift, statistics_from)
             if self.pool and min(x.shape[2:4]) > 1:
                 x = _max_pool(x)
             x = F.relu(x)
         return torch.baddbmm(
             parameters["head.bias"][:, None], x.mean((2, 3)), parameters["head.weight"].transpose(1, 2)
         )
+
+
+def _cells_order(taps: torch.Tensor) -> list[torch.Tensor]:
+    """The taps of a 3x3 kernel (3, 3, ...) in the order in which `_patches_stride_2` lays them out."""
+    return [taps[1:, 1:], taps[1:, 0], taps[0, 1:], taps[0, 0]]
 
 
 def _patches_stride_1(x: torch.Tensor) -> torch.Tensor:
@@ -121,7 +136,7 @@ def _patches_stride_1(x: torch.Tensor) -> torch.Tensor:
 
 
 def _patches_stride_2(x: torch.Tensor) -> torch.Tensor:
-    """The same with stride 2 -> (T, n, H', W', 9 * C), the taps in `_CELL_ORDER`.
+    """The same with stride 2 -> (T, n, H', W', 9 * C), the taps in `_cells_order`.
 
     The image falls into cells of 2x2 pixels. Output (r, c) sees all of cell (r, c), the right column of the cell to its
     left, the lower row of the cell above it and the lower right pixel of the cell above left: contiguous pieces, which

@@ -1,0 +1,49 @@
+"""3x3 convolutions with fewer multiplications: F(2x2, 3x3) of Winograd (Lavin and Gray, 2016, section 4.1).
+
+A tile of 4x4 pixels gives 2x2 outputs. Sums along its rows and columns turn it into 16 numbers per channel, sums of
+the 9 weights turn a kernel into 16 as well, and 16 products take the place of 36. All of it is linear in the tile and in
+the kernel, so that automatic differentiation goes through it both ways.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def convolve(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    """The convolution of T tasks with padding 1 and stride 1, each with kernels of its own.
+
+    x: (T, n, H, W, C), H and W even.  kernels: (T, 3, 3, C, F).  -> (T, n, H, W, F).
+    """
+    tiles, taps = _tiles(x), _taps(kernels)
+    count, _, _, n, height, width, channels = tiles.shape
+    products = torch.bmm(tiles.reshape(count * 16, -1, channels), taps.reshape(count * 16, channels, -1))
+    outputs = _sums_of_outputs(products.view(count, 4, 4, n, height, width, -1), dim=1, to=4)
+    return _sums_of_outputs(outputs, dim=1, to=5).reshape(count, n, 2 * height, 2 * width, -1)
+
+
+def _tiles(x: torch.Tensor) -> torch.Tensor:
+    """B^T d B of each tile d: (T, n, H, W, C) -> (T, 4, 4, n, H / 2, W / 2, C)."""
+    x = torch.stack(_sums_of_pixels(F.pad(x, (0, 0, 1, 1, 1, 1)), dim=2), 1)
+    return torch.stack(_sums_of_pixels(x, dim=4), 2)
+
+
+def _sums_of_pixels(x: torch.Tensor, dim: int) -> list[torch.Tensor]:
+    most = x.shape[dim] - 2
+    a, b, c, d = (x[(slice(None),) * dim + (slice(i, most + i, 2),)] for i in range(4))
+    return [a - c, b + c, c - b, b - d]
+
+
+def _taps(kernels: torch.Tensor) -> torch.Tensor:
+    """G g G^T of each kernel g: (T, 3, 3, C, F) -> (T, 4, 4, C, F)."""
+    for dim in (1, 2):
+        a, b, c = kernels.unbind(dim)
+        kernels = torch.stack([a, (a + b + c) / 2, (a - b + c) / 2, c], dim)
+    return kernels
+
+
+def _sums_of_outputs(x: torch.Tensor, dim: int, to: int) -> torch.Tensor:
+    """A^T m along `dim`, of size 4; its two results lie along the new dimension `to`."""
+    a, b, c, d = x.unbind(dim)
+    return torch.stack([a + b + c, b - c - d], to)
