@@ -101,9 +101,9 @@ def turn(
     the activations that it has left: 12 products of matrices where `step`, (1) and `step_back` take 15.
     """
     if problem.product is exact_product:
-        following, pull_back = vjp(lambda *at: step(problem, *at)[0], theta, eta, phi)
+        following, pull_back = vjp(lambda *at: step(problem, *at)[0], theta, eta, phi)[:2]
         adjoint, besides = query_gradient(following)
-        return *pull_back(adjoint), besides
+        return (*pull_back(adjoint), besides)
     following, gradients = step(problem, theta, eta, phi)
     adjoint, besides = query_gradient(following)
     return *step_back(problem, theta, gradients, adjoint, eta, phi), besides
@@ -166,6 +166,24 @@ def _plus(one: Parameters, rate: torch.Tensor, other: Parameters) -> Parameters:
     return {name: value + rate.view(-1, *[1] * (value.ndim - 1)) * other[name] for name, value in one.items()}
 
 
+class _Rows:
+    """`count` values of `like` in one block of memory per name.
+
+    One by one they would come to lie between the larger tensors of the steps, and leave holes when those are freed.
+    """
+
+    def __init__(self, count: int, like: Parameters):
+        self._blocks = {name: value.new_empty(count, *value.shape) for name, value in like.items()}
+
+    def put(self, row: int, values: Parameters) -> None:
+        for name, block in self._blocks.items():
+            block[row] = values[name]
+
+    def get(self, row: int) -> Parameters:
+        """A copy: to a view `jvp` gives a tangent of the size of the whole block."""
+        return {name: block[row].clone() for name, block in self._blocks.items()}
+
+
 def sweep(
     theta: Parameters,
     steps: int,
@@ -181,15 +199,20 @@ def sweep(
     recompute: keep every sqrt(K)-th theta_k only, and take the others anew on the way back.
     """
     every = math.isqrt(max(steps - 1, 0)) + 1 if recompute else 1
-    kept = []
+    starts = range(0, steps, every)
+    thetas, kept = _Rows(len(starts), theta), None
     for k in range(steps):
         following, gradients = forward(k, theta)
-        if k % every == 0:
-            kept.append((theta, gradients))
+        if k in starts:
+            thetas.put(k // every, theta)
+            if gradients is not None:
+                kept = kept or _Rows(len(starts), gradients)
+                kept.put(k // every, gradients)
         theta = following
     adjoint = at_end(theta)
-    for first in reversed(range(0, steps, every)):
-        segment = [kept.pop()]
+    for first in reversed(starts):
+        row = first // every
+        segment = [(thetas.get(row), None if kept is None else kept.get(row))]
         for k in range(first + 1, min(first + every, steps)):
             segment.append((forward(k - 1, segment[-1][0])[0], None))
         for k in reversed(range(first, first + len(segment))):

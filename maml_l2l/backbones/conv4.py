@@ -95,7 +95,7 @@ class Conv4(nn.Module):
         convolutions' biases are left out: batch normalisation takes them away again, and their gradient is zero.
         """
         arranged = {name: p for name, p in parameters.items() if not name.startswith("convolutions")}
-        for index, convolution in enumerate(self.convolutions):
+        for index in range(len(self.convolutions)):
             taps = parameters[f"convolutions.{index}.weight"].permute(2, 3, 1, 0)  # (3, 3, C, F)
             parts = [taps] if self.pool else _cells_order(taps)
             arranged[f"convolutions.{index}.weight"] = torch.cat([part.reshape(-1, taps.shape[-1]) for part in parts])

@@ -1,8 +1,8 @@
 """3x3 convolutions with fewer multiplications: F(2x2, 3x3) of Winograd (Lavin and Gray, 2016, section 4.1).
 
 A tile of 4x4 pixels gives 2x2 outputs. Sums along its rows and columns turn it into 16 numbers per channel, sums of
-the 9 weights turn a kernel into 16 as well, and 16 products take the place of 36. All of it is linear in the tile and in
-the kernel, so that automatic differentiation goes through it both ways.
+the 9 weights turn a kernel into 16 as well, and 16 products take the place of 36. All of it is linear in the tile and
+in the kernel, so that automatic differentiation goes through it both ways.
 """
 
 from __future__ import annotations
