@@ -74,7 +74,7 @@ def main() -> None:
     stream = TaskStream(images, list(images.class_names), split="digits", rotate=False, seed=0, **SIZES)
     options = {"tasks": arguments.tasks, "steps": [experiment.algorithm.inner_steps], "device": device}
     options |= {"normalisation": "support", "progress": True}
-    network = evaluate_learner(checkpoint.learner().to(device), stream, **options)
+    network = evaluate_learner(checkpoint.learner(device=device), stream, **options)
     found = {"network": network, "cosine nearest neighbour": nearest_neighbour(stream.batch(0, arguments.tasks))}
     rows = [{"by": name, "accuracy": one.mean()[0], "ci95": one.ci95()[0]} for name, one in found.items()]
     print(f"{arguments.tasks} 5-way 5-shot tasks of handwritten digits, {arguments.model}")

@@ -153,7 +153,7 @@ def rows(checkpoint: Checkpoint, root: str) -> Iterator[Row]:
 def measure(checkpoint: Checkpoint, table: list[Row], tasks: int) -> tuple[list[dict], list[str]]:
     """The figures of each row that can be measured, and why others cannot."""
     device, drawn, figures, skipped = find_device("auto"), {}, [], []
-    learner = checkpoint.learner().to(device)
+    learner = checkpoint.learner(device=device)
     for row in tqdm(table, "drawings", unit="row", disable=None):
         try:
             checkpoint.check_ways(row.ways)

@@ -76,7 +76,7 @@ def row_of(member: str, seed: int, experiment: Experiment, folder: Path) -> dict
         read = with_overrides(best.experiment, {**sizes, "algorithm.normalisation": normalisation}, "the benchmark")
         evaluation = evaluate(best, read, "val")
         row[normalisation] = {"accuracy": evaluation.mean()[steps], "ci95": evaluation.ci95()[steps]}
-    return row | meta_gradients.cost(with_overrides(experiment, {"run.compile": False}, "the benchmark"))
+    return row | meta_gradients.cost(experiment)
 
 
 def learned_numbers(tensors: dict) -> int:

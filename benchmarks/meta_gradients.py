@@ -47,7 +47,7 @@ _NO_START = ["model.pretrained=null"]  # a start that favours none
 
 def gradient(network: nn.Module, trainer: MetaTrainer, tasks: TaskBatch, kind: str, steps: int, lr: float):
     """The meta-gradient `kind` as one vector, at the weights of `network`, which stay as they are."""
-    changes = {"algorithm.gradient": kind, "algorithm.inner_lr": lr}
+    changes = {"algorithm.gradient": kind, "algorithm.inner_lr": lr, "algorithm.engine": "vectorized"}
     algorithm = with_overrides(trainer.experiment, changes, "the benchmark").algorithm
     learner = build_learner(algorithm, trainer.backbone).to(tasks.support.device)
     learner.module.load_state_dict(network.state_dict())
@@ -150,7 +150,8 @@ def _cost_worker(connection: Connection, experiment: Experiment) -> None:
 
 
 def cost(experiment: Experiment) -> dict:
-    """`ms` and `mib` of a meta-gradient in a process of its own."""
+    """`ms` and `mib` of a meta-gradient of the vectorized engine, uncompiled, in a process of its own."""
+    experiment = with_overrides(experiment, {"algorithm.engine": "vectorized", "run.compile": False}, "the benchmark")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_cost_worker, args=(theirs, experiment))
@@ -165,7 +166,7 @@ def costs(experiment: Experiment, kinds: Sequence[str]) -> list[dict]:
     found = []
     for kind in kinds:
         for steps in COST_STEPS:
-            changes = {"algorithm.gradient": kind, "algorithm.inner_steps": steps, "run.compile": False}
+            changes = {"algorithm.gradient": kind, "algorithm.inner_steps": steps}
             settings = with_overrides(experiment, changes, "the benchmark")
             found.append({"gradient": kind, "steps": steps, **cost(settings)})
     return found

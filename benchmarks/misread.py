@@ -39,7 +39,7 @@ def count_misread(checkpoint: Checkpoint, images: LabelledImages, split: str, ta
     data, sizes = experiment.data, experiment.task.model_dump()
     options = {"rotate": data.rotate, "seed": experiment.run.seed, "drop_small": data.drop_small_classes}
     stream = TaskStream(images, checkpoint.split[split], split=split, **sizes, **options)
-    learner = checkpoint.learner(experiment.algorithm).to(device)
+    learner = checkpoint.learner(experiment.algorithm, device)
     steps, normalisation = [experiment.algorithm.inner_steps], experiment.algorithm.normalisation
     counts = torch.zeros(2, len(images.labels), dtype=torch.int64)
     for start in tqdm(range(0, tasks, _AT_ONCE), unit_scale=_AT_ONCE, unit="task", disable=None):

@@ -139,6 +139,8 @@ def training_command(run: dict) -> str:
     """The command that trains the network of `run`, from the config of its cell as that is now."""
     config = f"configs/omniglot_{own_cell(run['config'])}.yaml"
     experiment, usual, settings = parse_experiment(run["config"], "the run"), load_experiment(ROOT / config), []
+    any_engine = experiment.algorithm.by_any_engine()  # long trainings are compiled, by the engine that is named or not
+    experiment = experiment.model_copy(update={"algorithm": any_engine})
     for section, name, _ in documented_keys():
         found, expected = (getattr(getattr(values, section), name) for values in (experiment, usual))
         key = f"{section}.{name}"

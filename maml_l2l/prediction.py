@@ -87,7 +87,7 @@ class FewShotClassifier:
             raise UserError(f"all labels are {classes.tolist()[0]!r}. Give two classes or more.")
         checkpoint.check_ways(len(classes))
         device = find_device(experiment.run.device)
-        self._learner, self._data = checkpoint.learner().to(device), experiment.data
+        self._learner, self._data = checkpoint.learner(device=device), experiment.data
         self._temperature = checkpoint.temperature
         self._task = support[None].to(device) / 255, torch.from_numpy(indices)[None].to(device), len(classes)
         self.classes_, self.steps_ = classes, experiment.algorithm.inner_steps

@@ -8,7 +8,7 @@ import statistics
 import pytest
 import torch
 
-from maml_l2l.algorithms import VectorizedMAML
+from maml_l2l.algorithms import MetaLearner
 from maml_l2l.algorithms.loop import LoopMAML
 from maml_l2l.algorithms.scores import Evaluation
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
@@ -96,13 +96,13 @@ def test_an_untrained_network_without_adaptation_is_at_chance(checkpoint):
 
 def test_task_chunk_bounds_what_is_worked_on_at_once_and_changes_no_figure(checkpoint, monkeypatch):
     expected = run(checkpoint)
-    seen, adapt_and_score = [], VectorizedMAML.adapt_and_score
+    seen, adapt_and_score = [], MetaLearner.adapt_and_score
 
     def spy(self, tasks, *arguments):
         seen.append(len(tasks))
         return adapt_and_score(self, tasks, *arguments)
 
-    monkeypatch.setattr(VectorizedMAML, "adapt_and_score", spy)
+    monkeypatch.setattr(MetaLearner, "adapt_and_score", spy)
     algorithm = checkpoint.config["algorithm"] | {"task_chunk": 3}
     found = run(dataclasses.replace(checkpoint, config=checkpoint.config | {"algorithm": algorithm}))
     assert seen == [3, 3, 3, 3, 3, 3, 2]

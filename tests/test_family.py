@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from maml_l2l.algorithms import VectorizedMAML, build_learner
+from maml_l2l.algorithms import MetaLearner, VectorizedMAML, build_learner
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import Algorithm, load_experiment, parse_experiment, with_overrides
 from maml_l2l.experiments.evaluation import evaluate
@@ -160,13 +160,13 @@ def test_weights_of_the_multi_step_loss_fade_to_the_last():
 
 
 def test_first_order_comes_before_second(glyphs_root, tmp_path, monkeypatch):
-    orders, real = [], VectorizedMAML.meta_gradient
+    orders, real = [], MetaLearner.meta_gradient
 
     def seen(learner, *arguments):
         orders.append(learner.first_order)
         return real(learner, *arguments)
 
-    monkeypatch.setattr(VectorizedMAML, "meta_gradient", seen)
+    monkeypatch.setattr(MetaLearner, "meta_gradient", seen)
     train(experiment("MAML++", glyphs_root, train_iterations=4), tmp_path / "run")
     assert orders == [True, True, False, False]
 

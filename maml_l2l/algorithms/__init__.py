@@ -19,16 +19,27 @@ __all__ = ["ENGINES", "LoopMAML", "MetaLearner", "VectorizedMAML", "build_learne
 
 ENGINES = {"vectorized": VectorizedMAML, "loop": LoopMAML}
 
+_LOOP_STEPS = 10  # the loop keeps the activations of all of them
+
 
 def build_learner(
-    algorithm: Algorithm, backbone: dict[str, Any], compile: bool = False, precision: str = "float32"
+    algorithm: Algorithm,
+    backbone: dict[str, Any],
+    compile: bool = False,
+    precision: str = "float32",
+    device: torch.device | str = "cpu",
 ) -> MetaLearner:
     """The engine that `algorithm` names around a fresh network of `backbone`, the arguments of `build_backbone`.
 
     compile: compile the meta-gradient, where the engine can.  precision: see the config key `run.precision`.
+    device: where the learner is going to work.
     """
-    engine = ENGINES[algorithm.engine]
     network = build_backbone(backbone)
+    name = algorithm.engine
+    if name == "auto":
+        loop = not compile and precision == "float32" and _loop_is_faster(algorithm, network, torch.device(device))
+        name = "loop" if loop else "vectorized"
+    engine = ENGINES[name]
     if isinstance(network, Conv4) and precision == "bfloat16":
         network.product_dtype = torch.bfloat16
     learner = engine(network, lr=algorithm.inner_lr, first_order=algorithm.gradient == "first")
@@ -48,6 +59,17 @@ def build_learner(
     if algorithm.update in TRANSFORMS:
         learner.learn_transform(named_transform(algorithm.update, network), linear=True)
     return learner
+
+
+def _loop_is_faster(algorithm: Algorithm, network: torch.nn.Module, device: torch.device) -> bool:
+    """Whether learn2learn's loop does uncompiled what `algorithm` asks for, and sooner, at little memory.
+
+    PyTorch's convolutions take a network on a CPU in less time than products of matrices over all tasks, as
+    `benchmarks.engines` measures, but for the smallest tasks. Everywhere else the loop's many small calls are slow.
+    """
+    convolves = any(isinstance(part, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)) for part in network.modules())
+    exact = algorithm.gradient in ("second", "first") and algorithm.recompute is None
+    return device.type == "cpu" and convolves and exact and algorithm.inner_steps <= _LOOP_STEPS
 
 
 def _patterns(adapt: str | list[str], network: torch.nn.Module) -> list[str]:

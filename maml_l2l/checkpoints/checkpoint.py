@@ -98,12 +98,16 @@ class Checkpoint:
             return False
         return True
 
-    def learner(self, algorithm: Algorithm | None = None) -> MetaLearner:
-        """The engine that `algorithm` (None: that of the config) names, with these weights, in evaluation mode."""
+    def learner(self, algorithm: Algorithm | None = None, device: torch.device | str = "cpu") -> MetaLearner:
+        """The engine of `algorithm`, on `device`, with these weights, in evaluation mode.
+
+        algorithm: None: that of the config, by the engine that is the faster one on `device`.
+        """
+        algorithm = algorithm or self.experiment.algorithm.by_any_engine()
         with torch.random.fork_rng(devices=[]):  # the fresh network's random weights are not kept
-            learner = build_learner(algorithm or self.experiment.algorithm, self.backbone)
+            learner = build_learner(algorithm, self.backbone, device=device)
         self.restore(learner)
-        return learner.eval()
+        return learner.to(device).eval()
 
     def restore(self, learner: MetaLearner) -> None:
         """Give `learner`, which must be one of this config, these weights and step sizes."""
@@ -202,7 +206,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     >>> checkpoint = maml_l2l.load_checkpoint("runs/glyphs/best.pth")
     >>> checkpoint.iteration, checkpoint.experiment.task.ways, len(checkpoint.split["test"])
     (4, 3, 26)
-    >>> learner = checkpoint.learner()  # a VectorizedMAML with these weights
+    >>> learner = checkpoint.learner()  # a LoopMAML or VectorizedMAML with these weights
     """
     try:
         content = load_torch_file(user_path(path), "checkpoint", MAX_BYTES)

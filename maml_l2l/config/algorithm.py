@@ -17,8 +17,10 @@ class Algorithm(Section):
         description="the meta-gradient: exact (`second`), of first-order MAML (`first`), of iMAML (`implicit`), of "
         "Reptile, or with Hessian products by `finite_difference`; `algorithm.order` is its older name",
     )
-    engine: Literal["vectorized", "loop"] = Field(
-        "vectorized", description="`vectorized`: many tasks at once; `loop`: learn2learn's, one task after another"
+    engine: Literal["auto", "vectorized", "loop"] = Field(
+        "auto",
+        description="`vectorized`: many tasks at once; `loop`: learn2learn's, one task after another; `auto`: the "
+        "faster one, see docs/engines.md",
     )
     task_chunk: Tasks | None = Field(
         None, description="vectorized: tasks worked on at once, which bounds the memory; unset: by their size"
@@ -62,6 +64,10 @@ class Algorithm(Section):
     normalisation: Literal["batch", "support"] = Field(
         "batch", description="normalise queries by their own `batch`, or inductively by the task's `support` images"
     )
+
+    def by_any_engine(self) -> Algorithm:
+        """This, by whichever engine is faster where it runs: what both do is the same."""
+        return self.model_copy(update={"engine": "auto"}) if self.engine == "vectorized" else self
 
     @model_validator(mode="before")
     @classmethod

@@ -70,7 +70,7 @@ def _outputs(
     """Logits (N, ways) and labels (N,) of the queries of so many validation tasks."""
     classes = unseen_classes(checkpoint.split, "val", images.class_names, checkpoint.earlier_classes)
     stream = task_stream(experiment, images, {"val": classes}, "val")
-    learner, steps = checkpoint.learner(experiment.algorithm).to(device), experiment.algorithm.inner_steps
+    learner, steps = checkpoint.learner(experiment.algorithm, device), experiment.algorithm.inner_steps
     logits, labels = [], []
     for start in progress_bar(range(tasks), f"{experiment.task.ways} ways", unit="task"):
         batch = stream.batch(start, 1).to(device)

@@ -127,8 +127,9 @@ def evaluate(
 
 
 def on_this_machine(trained: Experiment) -> Experiment:
-    """`trained` with the device and the threads of this machine, as another one may have trained it."""
-    return trained.model_copy(update={"run": trained.run.model_copy(update={"device": "auto", "threads": None})})
+    """`trained` with the device, the threads and the engine of this machine, as another one may have trained it."""
+    run = trained.run.model_copy(update={"device": "auto", "threads": None})
+    return trained.model_copy(update={"run": run, "algorithm": trained.algorithm.by_any_engine()})
 
 
 def _evaluate(
@@ -145,7 +146,7 @@ def _evaluate(
             stream = _stream(networks, experiment, images, split, protocol)
         tensors = {f"{number}.{name}": one for number, n in enumerate(networks) for name, one in n.tensors.items()}
         check_same_data(images, networks[0].split | {"evaluated": stream.class_names}, tensors)
-        learners = [_learner(network, experiment).to(device) for network in networks]
+        learners = [_learner(network, experiment, device) for network in networks]
         evaluation = evaluate_learner(
             learners[0] if len(learners) == 1 else Ensemble(learners),
             stream,
@@ -159,11 +160,11 @@ def _evaluate(
     return dataclasses.replace(evaluation, classes=len(stream.class_names), seen_classes=len(seen))
 
 
-def _learner(network: Checkpoint, experiment: Experiment) -> MetaLearner:
-    """The learner of `network`, with the engine that `experiment` names."""
+def _learner(network: Checkpoint, experiment: Experiment, device: torch.device) -> MetaLearner:
+    """The learner of `network` on `device`, with the engine that `experiment` names."""
     algorithm = experiment.algorithm
     own = {"engine": algorithm.engine, "task_chunk": algorithm.task_chunk}
-    return network.learner(network.experiment.algorithm.model_copy(update=own))
+    return network.learner(network.experiment.algorithm.model_copy(update=own), device)
 
 
 def _images(checkpoint: Checkpoint, experiment: Experiment) -> LabelledImages:

@@ -25,7 +25,7 @@ from maml_l2l.system.errors import UserError
 from maml_l2l.tasks.batch import TaskBatch
 from maml_l2l.tasks.stream import task_stream
 
-_WORTH_COMPILING = 1000  # meta-iterations; compiling takes the time of some hundred
+_WORTH_COMPILING = 500  # meta-iterations; compiling takes the time of some hundred
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class MetaTrainer:
             compile_ = device.type != "mps" and experiment.train.iterations >= _WORTH_COMPILING
         precision = experiment.run.precision
         with seeded(experiment.run.seed, device):
-            self.learner = build_learner(experiment.algorithm, self.backbone, compile_, precision).to(device)
+            self.learner = build_learner(experiment.algorithm, self.backbone, compile_, precision, device).to(device)
         self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=experiment.train.meta_lr)
         decay = experiment.train.ema
         self.average = None if decay is None else WeightAverage(self.learner, decay)
