@@ -126,7 +126,8 @@ def main() -> None:
     for what, key, form in (("MiB", "added_mib", "{:.0f}"), ("ms", "ms", "{:.0f}")):
         print(common.table([what, *options.steps], cells(rows, options.steps, key, form)), flush=True)
     if options.plot and rows:
-        title = f"{options.setting}, {options.tasks} tasks, second order; {describe(machine_)}"
+        tasks = "1 task" if options.tasks == 1 else f"{options.tasks} tasks"
+        title = f"{options.setting}, {tasks}, second order; {describe(machine_)}"
         plot(rows, options.plot, title, options.limit_mib)
 
 
