@@ -14,7 +14,7 @@ import multiprocessing
 import statistics
 from pathlib import Path
 
-from benchmarks import common, meta_gradients
+from benchmarks import common, meta_gradients, omniglot_runs
 from maml_l2l import commands
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import Experiment, load_experiment, with_overrides
@@ -132,10 +132,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs/family"), help="folder of the runs")
     options = parser.parse_args()
-    content = {"machine": machine(), "config": options.config, "set": options.set, "rows": []}
+    settings = [setting for setting in options.set if setting.partition("=")[0] not in omniglot_runs.LOCAL]
+    content = {"machine": machine(), "config": options.config, "set": settings, "rows": []}
     if options.json and Path(options.json).exists():
         found = json.loads(Path(options.json).read_text())
-        if (found["config"], found["set"]) != (options.config, options.set):
+        if (found["config"], found["set"]) != (options.config, settings):
             raise UserError(f"{options.json} holds rows of other settings: {found['set']}. Name another file.")
         content = found
     rows: list[dict] = content["rows"]
@@ -150,7 +151,7 @@ def main() -> None:
             print(f"{member}, seed {seed}: {rows[-1]['batch']['accuracy']:.2f} %", flush=True)
     print(table(rows))
     if options.plot and rows:
-        plot(rows, options.plot, f"{options.config} {' '.join(options.set)}; {describe(content['machine'])}")
+        plot(rows, options.plot, f"{options.config} {' '.join(settings)}; {describe(content['machine'])}")
 
 
 if __name__ == "__main__":
