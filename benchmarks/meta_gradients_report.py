@@ -119,7 +119,7 @@ def _text(results: dict, experiment: Experiment, command: str) -> str:
 
 `python -m benchmarks.meta_gradients {command}`
 
-{task.ways}-way {task.shots}-shot, {settings.meta_batch} tasks per meta-iteration, {algorithm.inner_steps} inner steps
+{task.ways}-way {task.shots}-shot, {settings.meta_batch} tasks per meta-iteration, {_steps(algorithm.inner_steps, "inner step")}
 at {algorithm.inner_lr}, {settings.iterations} meta-iterations, seed {experiment.run.seed}; implicit: lambda
 {algorithm.proximal}, {algorithm.cg_steps} steps of conjugate gradients. {describe(results["machine"])}.
 
@@ -153,6 +153,10 @@ Milliseconds and MiB of one meta-gradient, uncompiled, each in a process of its 
 """
 
 
+def _steps(count: int, what: str = "step") -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def _trained_table(results: dict) -> str:
     rows = []
     for kind, ms in results["ms"].items():
@@ -166,7 +170,7 @@ def _places(results: dict) -> dict[str, dict]:
     places = {}
     for weights, sweeps in results["sweeps"].items():
         steps = sweeps["steps"]
-        places |= {f"{weights}, {point['steps']} steps": point for point in (steps[0], steps[3], steps[-1])}
+        places |= {f"{weights}, {_steps(point['steps'])}": point for point in (steps[0], steps[3], steps[-1])}
     return places
 
 
@@ -185,7 +189,7 @@ def _cost_table(results: dict) -> str:
     for kind in dict.fromkeys(row["gradient"] for row in results["costs"]):
         found = [row for row in results["costs"] if row["gradient"] == kind]
         rows.append([NAMES[kind], *(f"{row['ms']:.0f} ms, {row['mib']:.0f} MiB" for row in found)])
-    return common.table(["meta-gradient", *(f"{k} steps" for k in steps)], rows)
+    return common.table(["meta-gradient", *(_steps(k) for k in steps)], rows)
 
 
 def _words(results: dict) -> str:
