@@ -120,7 +120,8 @@ def _text(results: dict, experiment: Experiment, command: str) -> str:
 `python -m benchmarks.meta_gradients {command}`
 
 {task.ways}-way {task.shots}-shot, {settings.meta_batch} tasks per meta-iteration,
-{_steps(algorithm.inner_steps, "inner step")} at {algorithm.inner_lr}, {settings.iterations} meta-iterations, seed {experiment.run.seed}; implicit: lambda
+{_steps(algorithm.inner_steps, "inner step")} at {algorithm.inner_lr},
+{settings.iterations} meta-iterations, seed {experiment.run.seed}; implicit: lambda
 {algorithm.proximal}, {algorithm.cg_steps} steps of conjugate gradients. {describe(results["machine"])}.
 
 ## Trained
