@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import statistics
+import textwrap
 from pathlib import Path
 
 from benchmarks import common, meta_gradients, omniglot_runs
@@ -116,7 +117,7 @@ def plot(rows: list[dict], path: str, title: str) -> None:
         values, errors = ([row[key][what] for row in rows] for what in ("accuracy", "ci95"))
         axes.errorbar(values, places, xerr=errors, fmt="o", markersize=4, capsize=2, label=label)
     axes.set_yticks(range(len(members)), members)
-    axes.set(xlabel="accuracy on validation tasks (%), 95 % interval", title=title)
+    axes.set(xlabel="accuracy on validation tasks (%), 95 % interval", title=textwrap.fill(title, 85))
     axes.title.set_fontsize(8)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -133,7 +134,9 @@ def main() -> None:
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs/family"), help="folder of the runs")
     options = parser.parse_args()
     settings = [setting for setting in options.set if setting.partition("=")[0] not in omniglot_runs.LOCAL]
-    content = {"machine": machine(), "config": options.config, "set": settings, "rows": []}
+    threads = load_experiment(options.config, options.set).run.threads
+    found_machine = machine() | ({} if threads is None else {"threads": threads})
+    content = {"machine": found_machine, "config": options.config, "set": settings, "rows": []}
     if options.json and Path(options.json).exists():
         found = json.loads(Path(options.json).read_text())
         if (found["config"], found["set"]) != (options.config, settings):
