@@ -13,6 +13,7 @@ import torch
 
 from maml_l2l.config import Run
 from maml_l2l.system.device import find_device
+from maml_l2l.system.errors import UserError
 from maml_l2l.system.memory import keep_freed_memory
 
 
@@ -63,3 +64,20 @@ def write_json(path: str | None, content: dict) -> None:
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def go_on(path: str | None, content: dict, same: Sequence[str]) -> dict:
+    """What an earlier run has written to `path`; `content` where it has written nothing.
+
+    Raises `UserError` where the values of the keys `same` are not those of `content`.
+    """
+    if not path or not Path(path).exists():
+        return content
+    found = json.loads(Path(path).read_text())
+    for key in same:
+        if found.get(key) != content[key]:
+            raise UserError(
+                f"{path} holds figures of another run: its {key} is {found.get(key)!r}, and now {content[key]!r}. "
+                "Name another file."
+            )
+    return found

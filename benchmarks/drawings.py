@@ -7,10 +7,12 @@ shade, noise, blur, chalk, stylus, ...), and `mixed`, where each picture has a c
 to 15 degrees. Digits: scikit-learn's, enlarged. Fonts: 45 letters and digits in handwriting-like fonts from Debian.
 Omniglot: the checkpoint's test characters. What is not there is named and left out. Each picture reaches the network as
 `maml_l2l.predict` would bring it, by the checkpoint's `data.ink`, and each query is predicted independently of others.
+Rows that the JSON file has of the same checkpoint are not measured again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,34 +152,38 @@ def rows(checkpoint: Checkpoint, root: str) -> Iterator[Row]:
         yield Row("Omniglot", ways, 1, lambda: omniglot_images(root, checkpoint))
 
 
-def measure(checkpoint: Checkpoint, table: list[Row], tasks: int) -> tuple[list[dict], list[str]]:
-    """The figures of each row that can be measured, and why others cannot."""
-    device, drawn, figures, skipped = find_device("auto"), {}, [], []
-    learner = checkpoint.learner(device=device)
+def measure(row: Row, images: LabelledImages, checkpoint: Checkpoint, tasks: int) -> dict:
+    """The figures of a row."""
+    device, sizes = find_device("auto"), {"ways": row.ways, "shots": row.shots, "queries": QUERIES}
+    stream = TaskStream(images, list(images.class_names), split="drawings", rotate=False, seed=0, **sizes)
+    options = {"tasks": tasks, "steps": [checkpoint.experiment.algorithm.inner_steps], "device": device}
+    network = evaluate_learner(checkpoint.learner(device=device), stream, **options, normalisation="support")
+    neighbour = nearest_neighbour(stream.batch(0, tasks))
+    return {
+        "what": row.what,
+        **sizes,
+        "accuracy": network.mean()[0],
+        "ci95": network.ci95()[0],
+        "neighbour": neighbour.mean()[0],
+        "neighbour_ci95": neighbour.ci95()[0],
+    }
+
+
+def measure_all(checkpoint: Checkpoint, table: list[Row], content: dict, write: Callable[[], None]) -> None:
+    """Add to `content` the figures of the rows that it lacks, and why others cannot be had; `write` after each."""
+    figures, drawn = content["rows"], {}
+    content["skipped"] = []
     for row in tqdm(table, "drawings", unit="row", disable=None):
+        if any((one["what"], one["ways"], one["shots"]) == row[:3] for one in figures):
+            continue
         try:
             checkpoint.check_ways(row.ways)
             if row.what not in drawn:
                 drawn = {row.what: row.images()}
+            figures.append(measure(row, drawn[row.what], checkpoint, content["tasks"]))
         except UserError as error:
-            skipped.append(f"{row.what}, {row.ways}-way {row.shots}-shot: {error}")
-            continue
-        images, sizes = drawn[row.what], {"ways": row.ways, "shots": row.shots, "queries": QUERIES}
-        stream = TaskStream(images, list(images.class_names), split="drawings", rotate=False, seed=0, **sizes)
-        options = {"tasks": tasks, "steps": [checkpoint.experiment.algorithm.inner_steps], "device": device}
-        network = evaluate_learner(learner, stream, **options, normalisation="support")
-        neighbour = nearest_neighbour(stream.batch(0, tasks))
-        figures.append(
-            {
-                "what": row.what,
-                **sizes,
-                "accuracy": network.mean()[0],
-                "ci95": network.ci95()[0],
-                "neighbour": neighbour.mean()[0],
-                "neighbour_ci95": neighbour.ci95()[0],
-            }
-        )
-    return figures, skipped
+            content["skipped"].append(f"{row.what}, {row.ways}-way {row.shots}-shot: {error}")
+        write()
 
 
 def plot(figures: list[dict], path: str, title: str) -> None:
@@ -210,13 +216,16 @@ def main() -> None:
     parser.add_argument("--path", metavar="DATA", help="folder of Omniglot (default: the one of the checkpoint)")
     parser.add_argument("--only", metavar="WORD", help="measure only rows whose name holds this, e.g. mixed")
     arguments = parser.parse_args()
-    checkpoint = load_checkpoint(find_checkpoint(arguments.model))
+    path = find_checkpoint(arguments.model)
+    checkpoint = load_checkpoint(path)
     if not checkpoint.experiment.data.holds_drawings:
         raise UserError(f"{arguments.model} reads pictures, not drawings. Give one trained on drawings.")
     table = rows(checkpoint, arguments.path or checkpoint.experiment.data.root)
     table = [row for row in table if (arguments.only or "") in row.what]
-    figures, skipped = measure(checkpoint, table, arguments.tasks)
-    ink = checkpoint.experiment.data.ink
+    ink, digest = checkpoint.experiment.data.ink, hashlib.sha256(path.read_bytes()).hexdigest()
+    content = {"machine": machine(), "model": arguments.model, "sha256": digest, "ink": ink, "tasks": arguments.tasks}
+    content = common.go_on(arguments.json, content | {"rows": []}, ("sha256", "tasks"))
+    measure_all(checkpoint, table, content, lambda: common.write_json(arguments.json, content))
     print(f"{arguments.tasks} tasks of each, {QUERIES} queries per class, {ink} ink, {arguments.model}")
     cells = [
         [
@@ -225,15 +234,13 @@ def main() -> None:
             f"{one['accuracy']:.1f} +- {one['ci95']:.1f}",
             f"{one['neighbour']:.1f} +- {one['neighbour_ci95']:.1f}",
         ]
-        for one in figures
+        for one in content["rows"]
     ]
     print(common.table(["drawings", "tasks", "network (%)", "nearest neighbour (%)"], cells))
-    for line in skipped:
+    for line in content["skipped"]:
         print(f"skipped: {line}")
-    run = {"model": arguments.model, "ink": ink, "tasks": arguments.tasks}
-    common.write_json(arguments.json, {"machine": machine(), **run, "rows": figures, "skipped": skipped})
-    if arguments.plot:
-        plot(figures, arguments.plot, f"{arguments.model}, {ink} ink")
+    if arguments.plot and cells:
+        plot(content["rows"], arguments.plot, f"{arguments.model}, {ink} ink")
 
 
 if __name__ == "__main__":

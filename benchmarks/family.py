@@ -9,7 +9,6 @@ written as soon as its run has ended; started again, the benchmark goes on where
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import statistics
 import textwrap
@@ -137,11 +136,7 @@ def main() -> None:
     threads = load_experiment(options.config, options.set).run.threads
     found_machine = machine() | ({} if threads is None else {"threads": threads})
     content = {"machine": found_machine, "config": options.config, "set": settings, "rows": []}
-    if options.json and Path(options.json).exists():
-        found = json.loads(Path(options.json).read_text())
-        if (found["config"], found["set"]) != (options.config, settings):
-            raise UserError(f"{options.json} holds rows of other settings: {found['set']}. Name another file.")
-        content = found
+    content = common.go_on(options.json, content, ("config", "set"))
     rows: list[dict] = content["rows"]
     for seed in options.seeds:
         for member in options.members:

@@ -393,6 +393,13 @@ def test_nothing_but_the_weights_is_kept_between_steps(variant):
     assert most_bytes(learner, tasks, 13) - few <= 6 * weights
 
 
+def test_first_order_keeps_no_weights_where_the_update_learns_nothing():
+    _, learner = pair(conv4, first_order=True)
+    tasks = random_tasks(2, 5, 1, 1, side=SIDE)
+    learner.task_chunk = len(tasks)
+    assert most_bytes(learner, tasks, 13) == most_bytes(learner, tasks, 3)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="keeps running statistics"):
         VectorizedMAML(nn.Sequential(nn.BatchNorm2d(3)), lr=0.1)

@@ -73,6 +73,13 @@ def test_the_command_prints_and_writes_what_it_measured_and_says_what_it_skipped
     assert f"Omniglot, 5-way 1-shot: there is no Omniglot in {tmp_path / 'nowhere'}" in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
 
+    monkeypatch.setattr(drawings, "measure", lambda *_: pytest.fail("measured again"))
+    drawings.main()
+    assert printed == capsys.readouterr().out and json.loads(report.read_text()) == written
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--tasks", "4"])
+    with pytest.raises(UserError, match="another run: its tasks is 3, and now 4. Name another file"):
+        drawings.main()
+
 
 def test_fonts_that_are_there_are_drawn_without_the_letters_that_they_lack(monkeypatch):
     assert len(set(drawings.CHARACTERS)) == 45

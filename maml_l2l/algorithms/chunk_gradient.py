@@ -44,9 +44,10 @@ class ChunkGradient:
             self._add(name, gradient, 0)
 
     def _sweep(self) -> Parameters:
-        if self.steps == 0:
-            return self._at_end(self.start)
-        recompute = self.learner.recompute
+        learner = self.learner
+        if self.steps == 0 or (learner.first_order and not learner._learns and not any(self.weights[:-1])):
+            return self._at_end(self._adapted())  # lambda_0 = lambda_K: there is nothing to go back for
+        recompute = learner.recompute
         return adjoint.sweep(self.start, self.steps - 1, self._forward, self._turn, self._backward, recompute)
 
     def _forward(self, k: int, theta: Parameters) -> tuple[Parameters, Parameters | None]:
