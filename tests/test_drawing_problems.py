@@ -111,8 +111,10 @@ def test_in_a_program_pictures_are_named_by_their_index(glyphs_root, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         classifier.predict([ring])
-    with pytest.warns(UserWarning, match=r"^images\[0\] shows no ink"):
-        classifier.predict_proba([nothing])
+    for ask in (classifier.predict_proba, classifier.predict):
+        with pytest.warns(UserWarning, match=r"^images\[0\] shows no ink") as caught:
+            ask([nothing])
+        assert caught[0].filename == __file__
 
 
 def test_originals_stand_beside_what_is_seen(tmp_path):

@@ -77,7 +77,7 @@ def test_the_command_prints_and_writes_what_it_measured_and_says_what_it_skipped
     drawings.main()
     assert printed == capsys.readouterr().out and json.loads(report.read_text()) == written
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--tasks", "4"])
-    with pytest.raises(UserError, match="another run: its tasks is 3, and now 4. Name another file"):
+    with pytest.raises(UserError, match="another run: its tasks is 3, and now 4"):
         drawings.main()
 
 

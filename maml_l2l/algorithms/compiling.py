@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from maml_l2l.system.messages import warn_user
+
 # Of a piece's results, by their norm; bfloat16 products, which compiled code rounds elsewhere, make 0.14 of it.
 _MOST_DIFFERENCE = 0.5
 
@@ -74,7 +76,7 @@ class CompiledPieces:
         except Exception as error:  # the compiler's stack raises its own errors, the C++ compiler's among them
             self._given_up = True
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(f"training goes on uncompiled, because compiling failed: {reason}", stacklevel=2)
+            warn_user(f"training goes on uncompiled, because compiling failed: {reason}")
         else:
             self._pieces[name], self._seconds[name] = (shapes, compiled), time.perf_counter() - start
             return found  # a run that is resumed compiles anew, and ends bit for bit as one never stopped

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import shutil
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,7 +25,7 @@ from maml_l2l.data.picture_files import PictureFile, digest
 from maml_l2l.data.pictures import read_picture
 from maml_l2l.system.errors import UserError, listing
 from maml_l2l.system.files import make_folder_in, temporary_folder
-from maml_l2l.system.messages import progress_bar
+from maml_l2l.system.messages import progress_bar, warn_user
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +123,7 @@ def _decode(found: ClassFolders, data: Data, pixels: torch.Tensor) -> LabelledIm
             f"them out): {listing(unread)}"
         )
     if twins:
-        warnings.warn(f"the same picture is in two classes: {listing(twins)}", stacklevel=2)
+        warn_user(f"the same picture is in two classes: {listing(twins)}")
     if not labels:
         raise UserError(f"none of the {len(unread)} files can be read as pictures: {listing(unread)}")
     return LabelledImages(pixels[: len(labels)], torch.tensor(labels), found.class_names)

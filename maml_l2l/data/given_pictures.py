@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from maml_l2l.config import Data
 from maml_l2l.data.drawing_problems import drawing_problem
 from maml_l2l.data.pictures import UnreadablePictures, picture_pixels, read_picture
 from maml_l2l.system.errors import UserError, listing
+from maml_l2l.system.messages import warn_user
 
 
 def pixels_of_all(images: Iterable[Any], data: Data, warn: bool = False) -> torch.Tensor:
@@ -41,7 +41,7 @@ def pixels_of_all(images: Iterable[Any], data: Data, warn: bool = False) -> torc
             problem = drawing_problem(seen[0])
             if problem:
                 name = image if isinstance(image, (str, os.PathLike)) else f"images[{index}]"
-                warnings.warn(f"{name} {problem}, as the network sees it (predict --plot draws that)", stacklevel=3)
+                warn_user(f"{name} {problem}, as the network sees it (predict --plot draws that)")
     return torch.from_numpy(pixels)
 
 
@@ -51,7 +51,7 @@ def readable_pictures(paths: Sequence[str], data: Data) -> list[str]:
         _readable(paths, data)
     except UnreadablePictures as error:
         left_out = listing(list(error.problems.values()), most=100)
-        warnings.warn(f"left out {len(error.problems)} of {len(paths)} pictures: {left_out}", stacklevel=2)
+        warn_user(f"left out {len(error.problems)} of {len(paths)} pictures: {left_out}")
         return [path for index, path in enumerate(paths) if index not in error.problems]
     return list(paths)
 

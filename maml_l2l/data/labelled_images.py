@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import check_regular, make_folder_in, write_atomically
+from maml_l2l.system.messages import warn_user
 from maml_l2l.system.torch_files import load_torch_file, save_torch_file
 
 
@@ -84,7 +84,7 @@ def cached(path: Path, source_key: str, make: Callable[[], LabelledImages], on_d
     except UserError as error:
         if on_disk:
             raise
-        warnings.warn(f"the decoded images could not be cached: {error}", stacklevel=2)
+        warn_user(f"the decoded images could not be cached: {error}")
     return _read(path, source_key, on_disk) if on_disk else images
 
 

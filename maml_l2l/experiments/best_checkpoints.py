@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import warnings
 from pathlib import Path
 
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from maml_l2l.experiments.resuming import set_aside
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import write_atomically
+from maml_l2l.system.messages import warn_user
 from maml_l2l.system.run_files import best_name
 
 _Validation = tuple[float, int]  # accuracy in percent and meta-iteration
@@ -63,7 +63,7 @@ class BestCheckpoints:
                 if path == self._paths[0] and resumed.best_accuracy is not None:
                     problem = str(error)
                 elif os.path.lexists(path):
-                    warnings.warn(f"{error} It is left out of the best ones", stacklevel=2)
+                    warn_user(f"{error} It is left out of the best ones")
                 if os.path.lexists(path):
                     set_aside(path)
                 continue
@@ -92,7 +92,7 @@ class BestCheckpoints:
             save_checkpoint(slim, self._paths[0])
             self._kept = [(-math.inf, resumed.iteration)]
             stands_in = f"The weights of meta-iteration {resumed.iteration} stand in for it"
-        warnings.warn(f"{problem} {stands_in}", stacklevel=2)
+        warn_user(f"{problem} {stands_in}")
 
 
 def _order(validation: _Validation) -> tuple[float, int]:

@@ -6,11 +6,11 @@ import contextlib
 import errno
 import json
 import os
-import warnings
 from pathlib import Path
 
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import check_regular, make_folder_in, reason
+from maml_l2l.system.messages import warn_user
 
 # A pipe without a reader is not waited for; a link is an error, as what it leads to would be cut.
 _NO_LINK = os.O_RDWR | os.O_CREAT | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
@@ -37,9 +37,7 @@ class MetricsLog:
         except OSError as error:
             raise self._unwritable(error) from None
         if len(found) < size:
-            warnings.warn(
-                f"{self._path} has lost its last {size - len(found)} bytes since the run was saved", stacklevel=2
-            )
+            warn_user(f"{self._path} has lost its last {size - len(found)} bytes since the run was saved")
 
     def write(self, iteration: int, **values: float) -> None:
         """Append one line."""
@@ -52,7 +50,7 @@ class MetricsLog:
                 for name, value in values.items():
                     self._writer.add_scalar(name, value, iteration)
             except Exception as error:  # of a thread of TensorBoard's: no result depends on it
-                warnings.warn(f"no more TensorBoard events are written: {error}", stacklevel=2)
+                warn_user(f"no more TensorBoard events are written: {error}")
                 self._writer = None
 
     def sync(self) -> int:

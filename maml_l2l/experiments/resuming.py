@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from maml_l2l.experiments.metrics_log import check_tensorboard
 from maml_l2l.pretrained import find_checkpoint
 from maml_l2l.system.errors import UserError, listing
 from maml_l2l.system.files import check_outputs, check_regular, make_folder, open_regular, reason
+from maml_l2l.system.messages import warn_user
 from maml_l2l.system.run_files import BEST, CONFIG, LAST, LOCK, METRICS, NAMES, PREVIOUS, SESSIONS, TENSORBOARD
 from maml_l2l.system.torch_files import UnreadableFile
 
@@ -156,7 +156,7 @@ def saved_state(path: Path, experiment: Experiment) -> Checkpoint | None:
         kept = set_aside(path / LAST)
         message = f"{problems[0]} It is kept as {kept.name}. "
         message += f"Resuming from {candidate.name}, meta-iteration {checkpoint.iteration}, instead"
-        warnings.warn(message, stacklevel=2)
+        warn_user(message)
     return checkpoint
 
 
@@ -206,6 +206,6 @@ def earlier_sessions(path: Path) -> list[dict]:
     except (OSError, ValueError, RecursionError):
         sessions = None
     if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
-        warnings.warn(f"{path / SESSIONS} is damaged: the times of earlier sessions are lost", stacklevel=2)
+        warn_user(f"{path / SESSIONS} is damaged: the times of earlier sessions are lost")
         return []
     return sessions

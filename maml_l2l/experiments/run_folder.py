@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 import time
-import warnings
 from pathlib import Path
 
 import yaml
@@ -21,6 +20,7 @@ from maml_l2l.reports.plots import plot_curves
 from maml_l2l.system import distributed
 from maml_l2l.system.files import write_atomically, write_json
 from maml_l2l.system.machine import machine
+from maml_l2l.system.messages import warn_user
 from maml_l2l.system.run_files import BEST, CONFIG, CURVES, LAST, METRICS, PREVIOUS, SESSIONS
 
 _log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class RunFolder:
         try:
             plot_curves(self.path / METRICS, self.path / CURVES, title=self.path.name)
         except Exception as error:  # whatever the file of metrics holds: no result depends on a picture
-            warnings.warn(f"the curves could not be drawn: {error}", stacklevel=2)
+            warn_user(f"the curves could not be drawn: {error}")
 
     def _copy_best(self) -> None:
         if self.save_to is not None:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 
 from tqdm import tqdm
 
@@ -34,6 +35,18 @@ def progress_bars(shown: bool = True) -> Iterator[None]:
         yield
     finally:
         _bars_shown.reset(before)
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line that called into this package: what the warning is about came from there."""
+    frame: FrameType | None = sys._getframe(1)
+    level = outside = 2
+    while frame is not None:
+        level += 1
+        if frame.f_globals.get("__name__", "").partition(".")[0] == LOGGER:
+            outside = level
+        frame = frame.f_back
+    warnings.warn(message, stacklevel=outside)
 
 
 @contextmanager
