@@ -88,7 +88,7 @@ def raw(client, content, path="answer", kind="application/json", **options):
 # --- what it answers ---
 
 
-@pytest.mark.parametrize("network", ["drawings", "omniglot_20w1s_max_pool"])
+@pytest.mark.parametrize("network", ["drawings", "omniglot_5w1s_meta_curvature"])
 def test_an_answer_is_the_classifiers_after_every_number_of_steps(client, network):
     found = client.post("/api/answer", json=question(QUERIES, network)).json()
     labels = [path.parent.name for path in SUPPORT]
@@ -184,7 +184,7 @@ def test_the_page_starts_with_the_samples_and_the_networks_named_at_the_start(cl
     assert all(picture_of(one["picture"]).size == (210, 210) for one in start["support"] + start["queries"])
     assert next(iter(start["networks"])) == "drawings"
     assert start["networks"]["drawings"] == {"ways": None, "steps": 1, "drawings": True, "prototype": True}
-    assert start["networks"]["omniglot_5w5s_stride"]["ways"] == 5
+    assert start["networks"]["omniglot_5w5s_meta_curvature"]["ways"] == 5
 
 
 def test_networks_of_runs_are_offered_and_broken_ones_are_left_out(tmp_path, caplog):
@@ -193,7 +193,7 @@ def test_networks_of_runs_are_offered_and_broken_ones_are_left_out(tmp_path, cap
         (tmp_path / "runs" / name / "best.pth").write_bytes(content)
     mine = tmp_path / "runs/mine/best.pth"
     found = find_networks("omniglot_5w1s", tmp_path / "runs")
-    assert next(iter(found)) == "omniglot_20w1s_max_pool"
+    assert next(iter(found)) == "omniglot_5w1s_meta_curvature"
     assert found[str(mine)].prototype and len(found) == 5
     assert f"the page does without {tmp_path / 'runs/broken/best.pth'}" in caplog.text
     assert next(iter(find_networks(str(mine), tmp_path / "runs"))) == str(mine)
@@ -340,7 +340,7 @@ def test_a_wrong_question_is_refused_with_one_sentence(client, change, message):
 
 
 def test_more_classes_than_the_network_takes_are_refused(client):
-    asked = question([], "omniglot_5w5s_stride", [*SUPPORT, QUERIES[0]])
+    asked = question([], "omniglot_5w5s_meta_curvature", [*SUPPORT, QUERIES[0]])
     refused(client.post("/api/answer", json=asked), 422, "serves tasks of up to 5 classes, not of 6")
 
 

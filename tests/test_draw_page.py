@@ -172,13 +172,13 @@ def test_what_was_drawn_is_there_after_loading_the_page_anew(visit):
     page = visit()
     two_signs(page)
     draw(page, page.locator("#query"), OTHER_CROSS)
-    page.select_option("#network", "omniglot_20w1s_max_pool")
+    page.select_option("#network", "omniglot_5w1s_meta_curvature")
     answered(page)
     before = bars(page), ink(page)
     page.reload()
     answered(page)
     assert (bars(page), ink(page)) == before
-    assert page.input_value("#network") == "omniglot_20w1s_max_pool"
+    assert page.input_value("#network") == "omniglot_5w1s_meta_curvature"
     page.click("#samples")
     expect(page.locator("#bars li")).to_have_count(5)
     answered(page)
