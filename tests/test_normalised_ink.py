@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint

@@ -207,7 +207,7 @@ def test_a_run_starts_from_a_pretrained_checkpoint_and_goes_on_without_it(experi
     images = load_data(experiment().data)
     trainer = MetaTrainer(experiment(*options), images, class_split(experiment().data, images), torch.device("cpu"))
     fresh = {name: weight.clone() for name, weight in trainer.learner.module.state_dict().items()}
-    trained.start(trainer.learner, trainer.backbone, trainer.split, experiment().algorithm.update)
+    trained.start(trainer.learner, trainer.backbone, trainer.split, experiment().algorithm)
     for name, weight in trainer.learner.module.state_dict().items():
         new = ways > 3 and name.startswith("head.")
         assert torch.equal(weight, (fresh if new else trained.weights)[name][: len(weight)])
@@ -278,6 +278,18 @@ def test_a_pretrained_checkpoint_that_does_not_fit_is_refused(experiment, tmp_pa
     with pytest.raises(UserError, match=f"^the checkpoint of model.pretrained {message}"):
         train(experiment(*used_with, pretrained), tmp_path / "second")
     assert not (tmp_path / "second").exists()
+
+
+def test_a_run_without_inner_steps_leaves_behind_what_these_had_learned(experiment, tmp_path):
+    train(experiment("algorithm.learn_inner_lr=true", "algorithm.update=meta_curvature"), tmp_path / "first")
+    path = tmp_path / "first" / "last.pth"
+    options = ["algorithm.inner_steps=0", "algorithm.head=prototype", f"model.pretrained={path}", "train.meta_lr=0.001"]
+    train(experiment(*options, "train.iterations=1"), tmp_path / "second")
+    first, second = load_checkpoint(path), load_checkpoint(tmp_path / "second" / "last.pth")
+    assert second.inner_lrs is None and second.transform is None
+    for name, weight in second.weights.items():
+        if not name.startswith("head."):
+            assert torch.allclose(weight, first.weights[name], atol=0.002)
 
 
 def test_a_pretrained_checkpoint_that_is_not_there_is_refused(experiment, tmp_path):

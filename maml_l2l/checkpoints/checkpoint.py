@@ -120,28 +120,28 @@ class Checkpoint:
             for name, rows in learner.norms.named_rows().items():
                 rows.data.copy_(self.norms[name])
 
-    def start(self, learner: MetaLearner, backbone: dict[str, Any], split: ClassSplit, run_update: str) -> None:
+    def start(self, learner: MetaLearner, backbone: dict[str, Any], split: ClassSplit, algorithm: Algorithm) -> None:
         """Give `learner`, the new one of a run with `backbone` and `split`, these weights and step sizes to start from.
 
         Of a head of more ways the first outputs are taken, as in evaluating fewer classes; for more ways than this
         checkpoint has, the head of `learner` stays as it is. Inner steps beyond those that this checkpoint has learned
         start from its last. Raises `UserError` where the networks differ in more than the ways, where step sizes were
-        learned and the run learns none, where the inner update is another than `run_update`, and where this checkpoint
-        was trained on classes that the run validates or tests on.
+        learned and the run, unless it takes no step, learns none, where the inner update is another, and where this
+        checkpoint was trained on classes that the run validates or tests on.
         """
         mine, wanted = ({**arguments, "ways": None} for arguments in (self.backbone, backbone))
         seen = sorted(set(self.training_classes).intersection(split["val"] + split["test"]))
-        problem = None
+        update, problem = self.experiment.algorithm.update, None
         if mine != wanted:
             differing = [key for key in {**wanted, **mine} if mine.get(key) != wanted.get(key)]
             found, expected = (
                 ", ".join(f"{key} {one[key]}" for key in differing if key in one) for one in (mine, wanted)
             )
             problem = f"is a network of {found}, and this run's is of {expected}. Give both the same"
-        elif self.inner_lrs is not None and learner.inner_lrs is None:
+        elif algorithm.inner_steps > 0 and self.inner_lrs is not None and learner.inner_lrs is None:
             problem = "has learned step sizes, and this run learns none. Set algorithm.learn_inner_lr=true"
-        elif self.transform is not None and (update := self.experiment.algorithm.update) != run_update:
-            problem = f"has algorithm.update {update}, and this run {run_update}. Give both the same"
+        elif algorithm.inner_steps > 0 and self.transform is not None and update != algorithm.update:
+            problem = f"has algorithm.update {update}, and this run {algorithm.update}. Give both the same"
         elif self.norms is not None and learner.norms is None:
             problem = "has normalisations per step, and this run none. Set algorithm.norm_per_step=true"
         elif seen:

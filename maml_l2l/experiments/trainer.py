@@ -154,7 +154,7 @@ class MetaTrainer:
 
     def start_from(self, pretrained: Checkpoint) -> None:
         """Take the weights and step sizes of `pretrained`; see `Checkpoint.start` for what it refuses."""
-        pretrained.start(self.learner, self.backbone, self.split, self.experiment.algorithm.update)
+        pretrained.start(self.learner, self.backbone, self.split, self.experiment.algorithm)
         self.earlier_classes = pretrained.training_classes
 
     def take_library_weights(self) -> None:
