@@ -1,6 +1,6 @@
 """Which images a checkpoint misreads, and whether it is always the same ones.
 
-    python -m benchmarks.misread --model pretrained/omniglot_5w5s_meta_curvature.pth [--split val] [--tasks N] [--json FILE]
+    python -m benchmarks.misread --model CHECKPOINT [--split val] [--tasks N] [--json FILE]
 
 An image is a query in many tasks, among other classes and with other support images each time. One that is misread in
 a good part of them is at odds with its class, whatever it meets: it may be labelled wrong, or show something else. One
