@@ -41,7 +41,8 @@ Accuracy in % on test tasks, inductive, as `predict` works (transductive: see th
 - The names stand for files in [names.json](names.json): for each task size the network that scored best on validation
   tasks. A network that was trained with more ways serves fewer: the first outputs of its head are used.
 - A training of your own starts from a network by `--set model.pretrained=pretrained/NAME.pth
-  algorithm.learn_inner_lr=true`, and by `model.downsample=max_pool` where the network has max-pooling.
+  algorithm.learn_inner_lr=true`, with `model.downsample=max_pool` where the network has max-pooling, and with
+  `algorithm.update=meta_curvature` where it has Meta-Curvature.
 - These networks read Omniglot as the paper does: dark strokes on light paper. Each card states the limits.
 - [drawings.pth](drawings.md), named `drawings`, is for people's own drawings: any pen and paper, any number of ways and
   shots. `predict` and `FewShotClassifier` take it where no network is given.

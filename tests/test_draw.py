@@ -184,7 +184,7 @@ def test_the_page_starts_with_the_samples_and_the_networks_named_at_the_start(cl
     assert all(picture_of(one["picture"]).size == (210, 210) for one in start["support"] + start["queries"])
     assert next(iter(start["networks"])) == "drawings"
     assert start["networks"]["drawings"] == {"ways": None, "steps": 1, "drawings": True, "prototype": True}
-    assert start["networks"]["omniglot_5w5s_meta_curvature"]["ways"] == 5
+    assert start["networks"]["omniglot_5w1s_meta_curvature"]["ways"] == 5
 
 
 def test_networks_of_runs_are_offered_and_broken_ones_are_left_out(tmp_path, caplog):
@@ -340,7 +340,7 @@ def test_a_wrong_question_is_refused_with_one_sentence(client, change, message):
 
 
 def test_more_classes_than_the_network_takes_are_refused(client):
-    asked = question([], "omniglot_5w5s_meta_curvature", [*SUPPORT, QUERIES[0]])
+    asked = question([], "omniglot_5w1s_meta_curvature", [*SUPPORT, QUERIES[0]])
     refused(client.post("/api/answer", json=asked), 422, "serves tasks of up to 5 classes, not of 6")
 
 
