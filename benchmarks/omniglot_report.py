@@ -81,9 +81,9 @@ Our best network per task size, transductive / inductive ([protocols](docs/proto
 
 ## Where the errors lie
 
-On {tasks:,} validation tasks an earlier 5-way 5-shot network, with stride, reads {accuracy:.2f} % rightly. Of {images:,}
-drawings, {worst_images} make {worst_errors} of its {errors} errors ([picture](benchmarks/results/misread.png),
-[figures](benchmarks/results/misread.json)).
+On {tasks:,} validation tasks an earlier 5-way 5-shot network, with stride, reads {accuracy:.2f} % rightly. Of
+{images:,} drawings, {worst_images} make {worst_errors} of its {errors} errors
+([picture](benchmarks/results/misread.png), [figures](benchmarks/results/misread.json)).
 
 ## All runs
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import drawings, hand_signs
+from maml_l2l.checkpoints.checkpoint import load_pretrained
 from maml_l2l.config import Data, load_experiment
 from maml_l2l.experiments.training import train
 from maml_l2l.system.errors import UserError
@@ -92,3 +93,13 @@ def test_fonts_that_are_there_are_drawn_without_the_letters_that_they_lack(monke
     assert images.class_names == ("2", "Q", "g", "r")
     assert max(images.class_sizes()) <= len(files)
     assert (images.pixels.flatten(1).amax(1) > 0).all()
+
+
+def test_more_pictures_per_class_help_the_default_network():
+    """Handwritten digits, 5 pictures per class against 1, and against a nearest neighbour."""
+    pytest.importorskip("sklearn")
+    checkpoint = load_pretrained("drawings")
+    images = drawings.digit_images(checkpoint.experiment.data)
+    one, five = (drawings.measure(drawings.Row("digits", 5, shots, None), images, checkpoint, 30) for shots in (1, 5))
+    assert five["accuracy"] > one["accuracy"] + 4
+    assert five["accuracy"] > five["neighbour"] + 4
