@@ -223,6 +223,16 @@ def test_a_prediction_drops_nothing_out(glyphs_root, drawings, tmp_path):
     assert np.array_equal(classifier.predict_proba(drawings(1)), expected)
 
 
+def test_prototypes_answer_alone_where_no_step_is_asked_for(glyphs_root, tmp_path, drawings):
+    options = ["algorithm.head=prototype", "algorithm.learn_inner_lr=true", "algorithm.inner_steps=2"]
+    train(load_experiment(None, [*TINY, f"data.root={glyphs_root}", *options]), tmp_path / "run")
+    some, others = drawings(0)[:3], drawings(1)
+    first, alone = (
+        FewShotClassifier(tmp_path / "run" / "last.pth", steps=steps).fit(some, [0, 1, 2]) for steps in (2, 0)
+    )
+    np.testing.assert_allclose(alone.predict_proba(others), first.predict_proba_by_step(others)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("engine", ["vectorized", "loop"])
 def test_probabilities_by_step_are_those_of_classifiers_with_so_many_steps(path, drawings, engine):
     checkpoint = load_checkpoint(path)

@@ -292,6 +292,14 @@ def test_a_run_without_inner_steps_leaves_behind_what_these_had_learned(experime
             assert torch.allclose(weight, first.weights[name], atol=0.002)
 
 
+@pytest.mark.parametrize("key", ["learn_inner_lr=true", "norm_per_step=true", "update=meta_sgd"])
+def test_what_inner_steps_learn_is_refused_without_any(experiment, tmp_path, key):
+    options = ["algorithm.inner_steps=0", "algorithm.head=prototype", f"algorithm.{key}"]
+    with pytest.raises(UserError, match=rf"found 0: without a step `algorithm.{key.split('=')[0]}` learns nothing"):
+        train(experiment(*options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_pretrained_checkpoint_that_is_not_there_is_refused(experiment, tmp_path):
     with pytest.raises(UserError, match=r"there is no checkpoint nowhere\.pth"):
         train(experiment("model.pretrained=nowhere.pth"), tmp_path / "run")

@@ -95,10 +95,10 @@ class Algorithm(Section):
             raise ValueError(
                 f"`algorithm.multi_step_loss` is for 2 inner steps or more, found `inner_steps` {self.inner_steps}"
             )
-        if self.inner_steps == 0 and (self.head == "learned" or self.learn_inner_lr or self.norm_per_step):
+        if self.inner_steps == 0 and self.head == "learned":
             raise ValueError(
                 "`algorithm.inner_steps` should be at least 1, found 0: with no step only `algorithm.head: prototype` "
-                "learns of a task, and `algorithm.learn_inner_lr` and `algorithm.norm_per_step` learn nothing"
+                "learns of a task"
             )
         return self
 

@@ -7,8 +7,9 @@ import logging
 import shlex
 from pathlib import Path
 
+from maml_l2l.algorithms.transforms import TRANSFORMS
 from maml_l2l.backbones import use_backbone
-from maml_l2l.config import Experiment, load_experiment
+from maml_l2l.config import Algorithm, Experiment, load_experiment
 from maml_l2l.data.sources import class_split, load_data, split_in_words
 from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
 from maml_l2l.experiments.resuming import beginning, started_by
@@ -16,7 +17,7 @@ from maml_l2l.experiments.run_folder import NoRunFolder, RunFolder
 from maml_l2l.experiments.trainer import MetaTrainer
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, find_device, seeded
-from maml_l2l.system.errors import printable
+from maml_l2l.system.errors import UserError, printable
 from maml_l2l.system.files import user_path
 from maml_l2l.system.interruption import StopRequests
 from maml_l2l.system.messages import progress_bar, progress_bars
@@ -49,10 +50,22 @@ def train(
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
+    _check_steps(experiment.algorithm)
     run_dir, save_to = user_path(run_dir), None if save_to is None else user_path(save_to)
     use_backbone(experiment.model.name)
     with progress_bars(progress):
         _train(experiment, run_dir, save_to, resume)
+
+
+def _check_steps(algorithm: Algorithm) -> None:
+    """Raise `UserError` where the run has something to learn for inner steps, and takes none."""
+    found = [key for key in ("learn_inner_lr", "norm_per_step") if getattr(algorithm, key)]
+    found += ["update"] if algorithm.update in TRANSFORMS else []
+    if algorithm.inner_steps == 0 and found:
+        raise UserError(
+            f"`algorithm.inner_steps` should be at least 1, found 0: without a step `algorithm.{found[0]}` learns "
+            "nothing. Take a step, or leave it out."
+        )
 
 
 def _train(experiment: Experiment, run_dir: Path, save_to: Path | None, resume: bool) -> None:
