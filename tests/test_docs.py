@@ -164,7 +164,7 @@ def test_the_checkpoint_example_runs(monkeypatch):
     (example,) = blocks(ROOT / "docs" / "checkpoints.md", "python")
     found: dict = {}
     exec(example, found)
-    assert found["network"](torch.zeros(2, 1, 28, 28)).shape == (2, 20)
+    assert found["network"](torch.zeros(2, 1, 28, 28)).shape == (2, 5)
 
 
 def test_the_loop_of_the_readme_has_the_same_gradient_before_and_after():

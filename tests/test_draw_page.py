@@ -124,6 +124,9 @@ def test_it_opens_with_an_answer_and_learns_what_is_drawn(visit):
     assert bars(page)[2] == ("sign 3", "no drawing yet")
     assert sum(float(share.split()[0]) for _, share in bars(page)[:2]) == pytest.approx(100, abs=0.11)
     assert page.is_visible("#seen")
+    assert "compares with the mean of each sign's pictures" in page.inner_text("#story")
+    page.select_option("#network", "omniglot_5w1s_meta_curvature")
+    answered(page)
     assert "After one gradient step: sign 1" in page.inner_text("#story")
     assert page.locator("#chart-probability polyline").count() == 2
     assert page.locator("#chart-loss circle").count() == 2
@@ -192,6 +195,8 @@ def test_the_last_question_is_answered_whatever_was_asked_before(visit):
     for index in (4, 9, 12):  # house, star, umbrella
         with page.expect_request("**/api/answer"):
             page.locator("#queries button").nth(index).click()
+        page.wait_for_timeout(50)
+    assert len(asked) == 3
     asked[2].continue_()
     answered(page)
     assert verdict(page) == "umbrella"
