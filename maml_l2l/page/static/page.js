@@ -497,6 +497,7 @@ function showCharts(shown, first) {
   const { loss } = latest;
   const facts = start.networks[state.network];
   const before = facts.prototype ? "prototypes" : "not adapted";
+  for (const svg of [$("chart-probability"), $("chart-loss")]) svg.closest("figure").hidden = !facts.steps; // one point is no chart
   const lines = !shown
     ? []
     : shown.classes.map(({ hue }, index) => ({
@@ -515,7 +516,8 @@ function showCharts(shown, first) {
 function story(shown, first, loss, facts) {
   const start = best(shown, 0);
   const steps = loss.length - 1;
-  if (!steps) return "This network compares with the mean of each sign's pictures (prototypes), and takes no gradient step.";
+  if (!steps)
+    return "This network compares with the mean of each sign's pictures (prototypes), and takes no gradient step. To watch one, choose another network.";
   const after = steps === 1 ? "one gradient step" : `${steps} gradient steps`;
   const fell = `the loss on your signs went from ${loss[0].toFixed(2)} to ${loss[steps].toFixed(2)}.`;
   const how = facts.prototype
@@ -765,7 +767,7 @@ function showAll() {
   $("network").value = state.network;
   const { ways, steps, drawings, prototype } = start.networks[state.network];
   const signs = ways === null ? "any number of signs" : `up to ${ways} signs`;
-  $("about").textContent = `${drawings ? "For drawings" : "For pictures like those it was trained on"}: ${signs}, ${steps} inner ${steps === 1 ? "step" : "steps"}`;
+  $("about").textContent = `${drawings ? "For drawings" : "For pictures like those it was trained on"}: ${signs}, ${steps || "no"} inner ${steps > 1 ? "steps" : "step"}`;
   showClasses();
   showQuery();
   showQueries();
