@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 import webbrowser
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,12 +38,16 @@ def serve_page(model: str, host: str, port: int, browser: bool) -> None:
     model: a checkpoint's path or the name of a pretrained network.  browser: open one.
     Raises `UserError` where the network, the address or the port cannot be used.
     """
-    with StopRequests("the page is closed."), listening(find_networks(model), host, port) as address:
-        _log.info(f"draw at {address}  (Ctrl-C ends it)")
-        if browser:
-            webbrowser.open(address)
-        while True:  # until a signal raises `Stopped`; on Windows it wakes nobody up who waits
-            threading.Event().wait(0.5)
+    with StopRequests("the page is closed.") as requests:
+        networks = find_networks(model)
+        requests.at_once = False  # an exception amid the start of a thread may be lost, and the signal with it
+        with listening(networks, host, port) as address:
+            _log.info(f"draw at {address}  (Ctrl-C ends it)")
+            if browser:
+                webbrowser.open(address)
+            while requests.signal_number is None:
+                time.sleep(0.1)
+        raise requests.stopped()
 
 
 @contextmanager
