@@ -172,8 +172,10 @@ def training_time(run: dict, runs: list[dict]) -> str:
     parts = [duration(run["seconds"])]
     if run.get("compiled_before_seconds"):
         parts.append(f"{duration(run['compiled_before_seconds'])} of compiling")
-    if seconds_before(run, runs):
-        parts.append(f"{duration(seconds_before(run, runs))} of its start")
+    if before := start_run(run, runs):
+        elsewhere = hardware(before, runs) != hardware(run, runs)
+        where = f" ({hardware(before, runs)})" if elsewhere else ""
+        parts.append(f"{duration(seconds_before(run, runs))} of its start{where}")
     return " + ".join(parts)
 
 
