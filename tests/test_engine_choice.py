@@ -1,5 +1,8 @@
 """`algorithm.engine: auto`: which engine it is, and that a checkpoint works with either."""
 
+import dataclasses
+import logging
+
 import pytest
 import torch
 
@@ -7,7 +10,9 @@ import maml_l2l
 from maml_l2l.algorithms import LoopMAML, VectorizedMAML, build_learner
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import Algorithm, load_experiment, with_overrides
+from maml_l2l.experiments import worth_compiling
 from maml_l2l.experiments.evaluation import on_this_machine
+from maml_l2l.experiments.worth_compiling import evaluation_compiles
 from tests.test_training import TINY
 
 CONV4 = {"name": "conv4", "ways": 3, "channels": 1, "filters": 4, "downsample": "stride"}
@@ -57,3 +62,60 @@ def test_a_checkpoint_names_no_engine_for_another_machine(trained_by, glyphs_roo
     ]
     assert torch.equal(losses[0], losses[2])
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def trained(glyphs_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compiling") / "run"
+    settings = ["train.iterations=1", "train.meta_batch=2", f"data.root={glyphs_root}"]
+    maml_l2l.train(load_experiment(None, [*TINY, *settings]), folder)
+    checkpoint = load_checkpoint(folder / "last.pth")
+    run = checkpoint.config["run"] | {"compile": True}
+    return dataclasses.replace(checkpoint, config=checkpoint.config | {"run": run})
+
+
+def evaluation_of(checkpoint, **settings):
+    sizes = {"task.ways": 3, "task.shots": 2, "task.queries": 4, "eval.steps": 5, "eval.tasks": 100}
+    own = on_this_machine(checkpoint.experiment)
+    return with_overrides(own, sizes | {key.replace("__", "."): one for key, one in settings.items()}, "the test")
+
+
+def test_an_evaluation_compiles_where_its_operations_are_many(trained, monkeypatch):
+    multiplied = 14 * 14 * 9 * 8 + (7 * 7 + 4 * 4 + 2 * 2) * 9 * 8 * 8 + 8 * 3  # numbers, in one image's way through
+    passes = 100 * 3 * (5 * 2 * 3 + 6 * 4)  # gradients of the support images, and queries after 0 to 5 steps
+    for operations, expected in ((2 * multiplied * passes, True), (2 * multiplied * passes + 1, False)):
+        monkeypatch.setattr(worth_compiling, "_OPERATIONS", operations)
+        before = torch.get_rng_state()
+        assert evaluation_compiles(trained, evaluation_of(trained), (1, 28, 28), torch.device("cpu")) is expected
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "settings, device, expected",
+    [
+        ({}, "cpu", True),
+        ({}, "cuda", False),
+        ({"algorithm__engine": "loop"}, "cpu", False),
+        ({"algorithm__adapt": "head"}, "cpu", False),
+        ({"run__compile": False}, "cpu", False),
+        ({"run__compile": True}, "cuda", True),
+    ],
+)
+def test_an_evaluation_compiles_where_it_is_known_to_pay(trained, settings, device, expected, monkeypatch):
+    monkeypatch.setattr(worth_compiling, "_OPERATIONS", 1)
+    experiment = evaluation_of(trained, **settings)
+    assert evaluation_compiles(trained, experiment, (1, 28, 28), torch.device(device)) is expected
+
+
+def test_an_evaluation_in_compiled_pieces_gives_the_same_figures_and_says_what_it_does(trained, monkeypatch, caplog):
+    experiment = evaluation_of(trained, eval__tasks=6, task__shots=1)
+    assert experiment.run.compile == "auto"  # that the training was to be compiled says nothing of an evaluation
+    expected = maml_l2l.evaluate(trained, experiment)
+    monkeypatch.setattr(worth_compiling, "_OPERATIONS", 1)
+    monkeypatch.setattr(torch, "compile", lambda piece, **_: piece)  # tests/test_engines.py has what compiles
+    with caplog.at_level(logging.INFO, "maml_l2l"):
+        found = maml_l2l.evaluate(trained, experiment)
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-4)
+    before, after = (record.getMessage() for record in caplog.records)
+    assert before.startswith("compiling first, which takes a minute or two (run.compile: false does without)")
+    assert after.startswith("compiled these pieces: outputs ") and ", step " in after

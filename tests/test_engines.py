@@ -295,6 +295,20 @@ def test_compiled_agrees_on_conv4_in_float32():
     assert_compiled_agrees(conv4, 5, 1, 1, False, 1, torch.float32, 1e-4)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("normalisation", ["batch", "support"])
+def test_compiled_evaluation_agrees(normalisation):
+    loop, vectorized = learner_pair(conv4, 5)
+    vectorized.compiled = True
+    tasks = random_tasks(4, 5, 1, 3)
+    expected = loop.adapt_and_score(tasks, [0, 1, 3], normalisation)
+    for _ in range(2):  # compiling it, and compiled
+        found = vectorized.adapt_and_score(tasks, [0, 1, 3], normalisation)
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+    assert vectorized._pieces.compiled == ["outputs", "step"]
+
+
 @pytest.mark.parametrize(
     ("make", "first_order"),
     [
@@ -325,9 +339,7 @@ def test_without_a_compiler_training_goes_on_with_a_warning(monkeypatch):
     tasks = random_tasks(4, 5, 1, 1)
     loop, vectorized = learner_pair(mlp, 5)
     vectorized.compiled = True
-    with pytest.warns(
-        UserWarning, match="training goes on uncompiled, because compiling failed: no working C\\+\\+ comp"
-    ):
+    with pytest.warns(UserWarning, match="^going on uncompiled, because compiling failed: no working C\\+\\+ comp"):
         vectorized.meta_gradient(tasks, 1)
     loop.meta_gradient(tasks, 1)
     assert relative_error(gradient(vectorized), gradient(loop)) < 1e-9

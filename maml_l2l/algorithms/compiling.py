@@ -52,7 +52,7 @@ class CompiledPieces:
         """Say which pieces were compiled since the last call, and how long it took."""
         if self._seconds:
             pieces = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self._seconds.items())
-            _log.info("compiled the pieces of the meta-gradient: %s (run.compile: false does without)", pieces)
+            _log.info("compiled these pieces: %s (run.compile: false does without)", pieces)
             self._seconds.clear()
 
     def _compile(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], shapes: Any) -> Any:
@@ -76,7 +76,7 @@ class CompiledPieces:
         except Exception as error:  # the compiler's stack raises its own errors, the C++ compiler's among them
             self._given_up = True
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warn_user(f"training goes on uncompiled, because compiling failed: {reason}")
+            warn_user(f"going on uncompiled, because compiling failed: {reason}")
         else:
             self._pieces[name], self._seconds[name] = (shapes, compiled), time.perf_counter() - start
             return found  # a run that is resumed compiles anew, and ends bit for bit as one never stopped

@@ -77,6 +77,7 @@ class VectorizedMAML(TaskNetworks):
             if step < steps[-1]:
                 arguments = theta, self._eta(eta, step), self._phi(step), anchor, *task
                 theta = self._differentiable_step(*arguments) if differentiable else self.run("step", *arguments)[0]
+        self._pieces.announce()
 
     def _answers(
         self,

@@ -155,7 +155,9 @@ class Run(Section):
         None, ge=0, le=1024, description="processes that draw training tasks ahead; unset: up to 8 with a GPU, else 0"
     )
     compile: bool | Literal["auto"] = Field(
-        "auto", description="compile the vectorized engine: true, false, or `auto`: from 500 meta-iterations on"
+        "auto",
+        description="compile the vectorized engine: true, false, or `auto`: trainings of 500 meta-iterations or more, "
+        "and long evaluations",
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="round what is multiplied to `tf32` (GPUs) or `bfloat16` (convolutions; for some CPUs)"

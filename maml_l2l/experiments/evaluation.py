@@ -12,6 +12,7 @@ import torch
 from maml_l2l.algorithms.features import head_learner
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.algorithms.scores import Evaluation, Scores
+from maml_l2l.algorithms.vectorized import VectorizedMAML
 from maml_l2l.backbones import use_backbone
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
 from maml_l2l.config import Experiment, changed_keys, find_protocol, under_protocol
@@ -22,6 +23,7 @@ from maml_l2l.data.splits import SPLITS, origins, unseen_classes
 from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
 from maml_l2l.experiments.ensemble import Ensemble, check_fits
 from maml_l2l.experiments.feature_tasks import FeatureTasks
+from maml_l2l.experiments.worth_compiling import evaluation_compiles
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, find_device
 from maml_l2l.system.errors import UserError
@@ -37,7 +39,7 @@ _TASKS_AT_ONCE = 50
 _OWN_SECTIONS = ("data", "task", "eval")
 _OWN = (
     *("algorithm.engine", "algorithm.task_chunk", "algorithm.normalisation"),
-    *("run.seed", "run.device", "run.threads", "run.compile"),  # the last must be given up for the loop
+    *("run.seed", "run.device", "run.threads", "run.compile"),
 )
 _SPLIT_ONCE = ("data.split", "data.val_fraction", "data.test_fraction", "data.split_seed")
 
@@ -128,7 +130,8 @@ def evaluate(
 
 def on_this_machine(trained: Experiment) -> Experiment:
     """`trained` with the device, the threads and the engine of this machine, as another one may have trained it."""
-    run = trained.run.model_copy(update={"device": "auto", "threads": None})
+    compile_ = trained.run.compile and "auto"  # what was worth it for the training need not be for less
+    run = trained.run.model_copy(update={"device": "auto", "threads": None, "compile": compile_})
     return trained.model_copy(update={"run": run, "algorithm": trained.algorithm.by_any_engine()})
 
 
@@ -146,7 +149,8 @@ def _evaluate(
             stream = _stream(networks, experiment, images, split, protocol)
         tensors = {f"{number}.{name}": one for number, n in enumerate(networks) for name, one in n.tensors.items()}
         check_same_data(images, networks[0].split | {"evaluated": stream.class_names}, tensors)
-        learners = [_learner(network, experiment, device) for network in networks]
+        image = images.pixels.shape[1:]
+        learners = [_learner(network, experiment, image, device) for network in networks]
         evaluation = evaluate_learner(
             learners[0] if len(learners) == 1 else Ensemble(learners),
             stream,
@@ -160,11 +164,17 @@ def _evaluate(
     return dataclasses.replace(evaluation, classes=len(stream.class_names), seen_classes=len(seen))
 
 
-def _learner(network: Checkpoint, experiment: Experiment, device: torch.device) -> MetaLearner:
-    """The learner of `network` on `device`, with the engine that `experiment` names."""
-    algorithm = experiment.algorithm
-    own = {"engine": algorithm.engine, "task_chunk": algorithm.task_chunk}
-    return network.learner(network.experiment.algorithm.model_copy(update=own), device)
+def _learner(network: Checkpoint, experiment: Experiment, image: torch.Size, device: torch.device) -> MetaLearner:
+    """The learner of `network` on `device`, with the engine that `experiment` names, or with what is fastest."""
+    compile_ = evaluation_compiles(network, experiment, image, device)
+    engine = "vectorized" if compile_ else experiment.algorithm.engine
+    own = {"engine": engine, "task_chunk": experiment.algorithm.task_chunk}
+    learner = network.learner(network.experiment.algorithm.model_copy(update=own), device)
+    if compile_ and isinstance(learner, VectorizedMAML):
+        learner.compiled = True
+        if distributed.rank() == 0:
+            _log.info("compiling first, which takes a minute or two (run.compile: false does without)")
+    return learner
 
 
 def _images(checkpoint: Checkpoint, experiment: Experiment) -> LabelledImages:

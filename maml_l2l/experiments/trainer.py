@@ -19,13 +19,12 @@ from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.experiments.averaging import WeightAverage
 from maml_l2l.experiments.evaluation import evaluate_learner
+from maml_l2l.experiments.worth_compiling import training_compiles
 from maml_l2l.system import distributed
 from maml_l2l.system.device import drawing_workers, seeded
 from maml_l2l.system.errors import UserError
 from maml_l2l.tasks.batch import TaskBatch
 from maml_l2l.tasks.stream import task_stream
-
-_WORTH_COMPILING = 500  # meta-iterations; compiling takes the time of some hundred
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,7 @@ class MetaTrainer:
             task_stream(experiment, images, split, "test")  # refuses what could not be evaluated, now and not then
         channels, image_size = images.pixels.shape[1], images.pixels.shape[-1]
         self.backbone = backbone_arguments(experiment.model, experiment.task.ways, channels, image_size)
-        compile_ = experiment.run.compile
-        if compile_ == "auto":
-            compile_ = device.type != "mps" and experiment.train.iterations >= _WORTH_COMPILING
-        precision = experiment.run.precision
+        compile_, precision = training_compiles(experiment, device), experiment.run.precision
         with seeded(experiment.run.seed, device):
             self.learner = build_learner(experiment.algorithm, self.backbone, compile_, precision, device).to(device)
         self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=experiment.train.meta_lr)
