@@ -45,9 +45,9 @@ ORDERS = {"second": "second order", "first": "first order"}
 RESULTS_PAGE = """\
 # Results on Omniglot
 
-Accuracy in % on test characters, with its 95 % interval over the tasks. Everything here was measured by the protocol
-`{protocol}`, that of Finn et al. (2017), on 1,000 tasks: the 423 test characters of the split `finn`, which neither
-training nor validation saw; classes rotated; as many queries per class as shots.
+Accuracy in % on test characters, with its 95 % interval over the tasks. Where no other is named, it was measured by the
+protocol `{protocol}`, that of Finn et al. (2017), on 1,000 tasks: the 423 test characters of the split `finn`, which
+neither training nor validation saw; classes rotated; as many queries per class as shots.
 
 ![our best runs beside what was published]({picture})
 
