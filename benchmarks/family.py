@@ -9,6 +9,7 @@ written as soon as its run has ended; started again, the benchmark goes on where
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import statistics
 import textwrap
@@ -19,7 +20,8 @@ from maml_l2l import commands
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import Experiment, load_experiment, with_overrides
 from maml_l2l.experiments.evaluation import evaluate
-from maml_l2l.experiments.run_folder import BEST, LAST
+from maml_l2l.experiments.resuming import holds_run
+from maml_l2l.experiments.run_folder import BEST
 from maml_l2l.experiments.training import train
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.machine import describe, machine
@@ -59,7 +61,7 @@ def experiment_of(member: str, seed: int, config: str, settings: list[str]) -> E
 
 
 def _run(experiment: Experiment, folder: Path) -> None:
-    train(experiment, folder, resume=(folder / LAST).exists(), progress=True)
+    train(experiment, folder, resume=holds_run(folder), progress=True)
 
 
 def row_of(member: str, seed: int, experiment: Experiment, folder: Path) -> dict:
@@ -76,7 +78,17 @@ def row_of(member: str, seed: int, experiment: Experiment, folder: Path) -> dict
         read = with_overrides(best.experiment, {**sizes, "algorithm.normalisation": normalisation}, "the benchmark")
         evaluation = evaluate(best, read, "val")
         row[normalisation] = {"accuracy": evaluation.mean()[steps], "ci95": evaluation.ci95()[steps]}
-    return row | meta_gradients.cost(experiment)
+    return row | cost(experiment)
+
+
+def cost(experiment: Experiment) -> dict:
+    """`ms` of a meta-gradient, the mean over the training, and its `mib`, the most; see `meta_gradients.cost`."""
+    changes = {experiment.algorithm.multi_step_loss, experiment.algorithm.second_order_from} - {None}
+    starts = sorted({0, *changes})
+    lengths = [end - start for start, end in itertools.pairwise([*starts, experiment.train.iterations])]
+    costs = [meta_gradients.cost(experiment, start) for start in starts]
+    total = sum(length * one["ms"] for length, one in zip(lengths, costs, strict=True))
+    return {"ms": total / experiment.train.iterations, "mib": max(one["mib"] for one in costs)}
 
 
 def learned_numbers(tensors: dict) -> int:
@@ -138,15 +150,15 @@ def main() -> None:
     content = {"machine": found_machine, "config": options.config, "set": settings, "rows": []}
     content = common.go_on(options.json, content, ("config", "set"))
     rows: list[dict] = content["rows"]
-    for seed in options.seeds:
-        for member in options.members:
-            if any((row["member"], row["seed"]) == (member, seed) for row in rows):
-                continue
-            experiment = experiment_of(member, seed, options.config, options.set)
-            name = "".join(letter if letter.isalnum() else "_" for letter in member)
-            rows.append(row_of(member, seed, experiment, options.runs / f"{name}_{seed}"))
-            common.write_json(options.json, content)
-            print(f"{member}, seed {seed}: {rows[-1]['batch']['accuracy']:.2f} %", flush=True)
+    wanted = [(member, seed) for seed in options.seeds for member in options.members]
+    experiments = {one: experiment_of(*one, options.config, options.set) for one in wanted}  # what is refused is now
+    for (member, seed), experiment in experiments.items():
+        if any((row["member"], row["seed"]) == (member, seed) for row in rows):
+            continue
+        name = "".join(letter if letter.isalnum() else "_" for letter in member)
+        rows.append(row_of(member, seed, experiment, options.runs / f"{name}_{seed}"))
+        common.write_json(options.json, content)
+        print(f"{member}, seed {seed}: {rows[-1]['batch']['accuracy']:.2f} %", flush=True)
     print(table(rows))
     if options.plot and rows:
         plot(rows, options.plot, f"{options.config} {' '.join(settings)}; {describe(content['machine'])}")

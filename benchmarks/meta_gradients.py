@@ -135,27 +135,32 @@ def _sweeps(trainer: MetaTrainer, probe: TaskBatch, compared: Sequence[str]) -> 
     }
 
 
-def _cost_worker(connection: Connection, experiment: Experiment) -> None:
+def _cost_worker(connection: Connection, experiment: Experiment, done: int) -> None:
     """Time and peak memory of some meta-gradients, in a process that does nothing else."""
     device = common.set_up(experiment.run)
     images = load_data(experiment.data)
     trainer = MetaTrainer(experiment, images, class_split(experiment.data, images), device)
+    trainer.done = done
+    trainer.anneal()
     tasks = trainer.training_tasks.batch(0, experiment.train.meta_batch).to(device)
+    sizes = experiment.algorithm.inner_steps, experiment.algorithm.normalisation
     before, times = peak_memory(device.type), []
     while len(times) < 2 or (len(times) < 6 and sum(times) < 10_000):
-        times.append(
-            common.milliseconds(lambda: trainer.learner.meta_gradient(tasks, experiment.algorithm.inner_steps))
-        )
+        times.append(common.milliseconds(lambda: trainer.learner.meta_gradient(tasks, *sizes)))
     connection.send({"ms": statistics.median(times[1:]), "mib": peak_memory(device.type) - before})
 
 
-def cost(experiment: Experiment) -> dict:
-    """`ms` and `mib` of a meta-gradient of the vectorized engine, uncompiled, in a process of its own."""
+def cost(experiment: Experiment, done: int = 0) -> dict:
+    """`ms` and `mib` of a meta-gradient of the vectorized engine, uncompiled, in a process of its own.
+
+    done: meta-iterations before it, for what changes along training.
+    """
     experiment = with_overrides(experiment, {"algorithm.engine": "vectorized", "run.compile": False}, "the benchmark")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_cost_worker, args=(theirs, experiment))
+    process = context.Process(target=_cost_worker, args=(theirs, experiment, done))
     process.start()
+    theirs.close()  # so that the end of the process is an end for `recv`
     found = ours.recv()
     process.join()
     return found

@@ -64,6 +64,7 @@ def record(run_dir: Path, publish: str | None = None, also: Sequence[str] = ()) 
             f"Finish it first: python -m maml_l2l.train --resume {run_dir}"
         )
     sessions = json.loads((run_dir / SESSIONS).read_text())
+    read = with_overrides(best.experiment, {"data.root": experiment.data.root}, "the run")  # resumed, keys may differ
     config = experiment.model_dump()
     run = {
         "cell": own_cell(config),
@@ -83,8 +84,8 @@ def record(run_dir: Path, publish: str | None = None, also: Sequence[str] = ()) 
         "seconds": sum(session["seconds"] for session in sessions),
         "published_sha256": _publish(best, publish) if publish else None,
         "note": "",
-        "evaluations": evaluations(best, experiment),
-        "also": {other: measured_on(best, experiment, other) for other in also},
+        "evaluations": evaluations(best, read),
+        "also": {other: measured_on(best, read, other) for other in also},
     }
     write_json(path, run)
     print(f"{path}: {figure(run)} %")

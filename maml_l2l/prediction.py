@@ -78,7 +78,10 @@ class FewShotClassifier:
         checkpoint = self._loaded_checkpoint()
         steps = int(self.steps) if isinstance(self.steps, Integral) else self.steps
         overrides = {"algorithm.inner_steps": steps, "run.device": str(self.device)}
-        experiment = with_overrides(checkpoint.experiment, overrides, origin="the parameters of the prediction")
+        outer = {"multi_step_loss": None}  # of the training alone, and it would ask for steps
+        algorithm = checkpoint.experiment.algorithm.model_copy(update=outer)
+        trained = checkpoint.experiment.model_copy(update={"algorithm": algorithm})
+        experiment = with_overrides(trained, overrides, "the parameters of the prediction")
         classes, indices = _classes_of(y)
         support = pixels_of_all(X, experiment.data, warn=True)
         if len(support) != len(indices):

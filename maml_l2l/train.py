@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,7 +95,17 @@ def _overrides(arguments: argparse.Namespace) -> Iterator[str]:
         keys["train.iterations"] = arguments.iters * (1 if arguments.epochs is None else arguments.epochs)
     elif arguments.epochs is not None:
         raise UserError(f"--epochs {arguments.epochs}: an epoch is --iters meta-iterations, so give --iters too.")
-    return (f"{key}={json.dumps(value)}" for key, value in keys.items() if value is not None)
+    return (f"{key}={_as_yaml(value)}" for key, value in keys.items() if value is not None)
+
+
+def _as_yaml(value: str | int) -> str:
+    """JSON, but for characters beyond 16 bits: JSON writes a pair for one, which YAML would read as two."""
+
+    def escaped(pair: re.Match[str]) -> str:
+        character: str = json.loads(f'"{pair[0]}"')
+        return f"\\U{ord(character):08x}"
+
+    return re.sub(r"\\ud[89ab]..\\ud[c-f]..", escaped, json.dumps(value))
 
 
 if __name__ == "__main__":

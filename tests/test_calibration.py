@@ -8,8 +8,9 @@ import torch
 
 from maml_l2l.algorithms.calibration import calibration_error, fitted_temperature
 from maml_l2l.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from maml_l2l.config import load_experiment
+from maml_l2l.config import load_experiment, with_overrides
 from maml_l2l.data.glyphs import load_glyphs
+from maml_l2l.experiments.calibration import calibrated
 from maml_l2l.experiments.training import train
 from maml_l2l.prediction import FewShotClassifier
 from maml_l2l.system.errors import UserError
@@ -66,3 +67,16 @@ def test_what_cannot_be_calibrated_is_refused(path, tmp_path):
     assert_user_error(done, "it is read, and would be lost. Name another file.")
     with pytest.raises(UserError, match="`temperature` should be more than 0, found 0"):
         save_checkpoint(dataclasses.replace(load_checkpoint(path), temperature=0.0), tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["algorithm.head=learned"], "trained with `algorithm.head` 'prototype', which an evaluation cannot change"),
+        (["algorithm.inner_steps=3"], "trained with `algorithm.inner_steps` 1, which an evaluation cannot change"),
+    ],
+)
+def test_only_what_an_evaluation_may_change_can_be_set(path, settings, message):
+    checkpoint = load_checkpoint(path)
+    with pytest.raises(UserError, match=message):
+        calibrated(checkpoint, with_overrides(checkpoint.experiment, {}, "the test", settings), tasks=2)

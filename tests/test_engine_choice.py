@@ -88,6 +88,9 @@ def test_an_evaluation_compiles_where_its_operations_are_many(trained, monkeypat
         before = torch.get_rng_state()
         assert evaluation_compiles(trained, evaluation_of(trained), (1, 28, 28), torch.device("cpu")) is expected
         assert torch.equal(torch.get_rng_state(), before)
+        monkeypatch.setattr(worth_compiling.distributed, "processes", lambda: 2)  # each has a half to do
+        assert not evaluation_compiles(trained, evaluation_of(trained), (1, 28, 28), torch.device("cpu"))
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,6 @@ def test_an_evaluation_compiles_where_its_operations_are_many(trained, monkeypat
         ({}, "cpu", True),
         ({}, "cuda", False),
         ({"algorithm__engine": "loop"}, "cpu", False),
-        ({"algorithm__adapt": "head"}, "cpu", False),
         ({"run__compile": False}, "cpu", False),
         ({"run__compile": True}, "cuda", True),
     ],
@@ -105,6 +107,10 @@ def test_an_evaluation_compiles_where_it_is_known_to_pay(trained, settings, devi
     monkeypatch.setattr(worth_compiling, "_OPERATIONS", 1)
     experiment = evaluation_of(trained, **settings)
     assert evaluation_compiles(trained, experiment, (1, 28, 28), torch.device(device)) is expected
+    algorithm = trained.config["algorithm"] | {"adapt": "head"}  # nothing of which is compiled
+    alone = dataclasses.replace(trained, config=trained.config | {"algorithm": algorithm})
+    asked = experiment.run.compile is True
+    assert evaluation_compiles(alone, experiment, (1, 28, 28), torch.device(device)) is asked
 
 
 def test_an_evaluation_in_compiled_pieces_gives_the_same_figures_and_says_what_it_does(trained, monkeypatch, caplog):

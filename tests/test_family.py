@@ -1,10 +1,14 @@
 """A contract for every member of the family, from the config to a prediction."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import family
 from maml_l2l.algorithms import MetaLearner, VectorizedMAML, build_learner
+from maml_l2l.backbones import register_backbone
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import Algorithm, load_experiment, parse_experiment, with_overrides
 from maml_l2l.experiments.evaluation import evaluate
@@ -190,3 +194,101 @@ def test_norms_per_step_start_as_those_of_a_pretrained_network(glyphs_root, tmp_
             experiment("prototype", glyphs_root, model_pretrained=tmp_path / "second" / "last.pth", **others),
             tmp_path / "x",
         )
+
+
+def test_a_run_without_steps_takes_the_normalisations_from_before_the_first_step(glyphs_root, tmp_path):
+    per_step = {"algorithm_norm_per_step": "true", "algorithm_inner_steps": 2}
+    train(experiment("prototype", glyphs_root, **per_step), tmp_path / "first")
+    start, others = tmp_path / "first" / "last.pth", {"train_meta_lr": 1e-9, "train_iterations": 1}
+    train(
+        experiment("prototype", glyphs_root, algorithm_inner_steps=0, model_pretrained=start, **others),
+        tmp_path / "second",
+    )
+    first, second = load_checkpoint(start), load_checkpoint(tmp_path / "second" / "last.pth")
+    for name, rows in first.norms.items():
+        assert not torch.equal(rows[0], rows[1])
+        torch.testing.assert_close(second.weights[name], rows[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*(ink|signs)")  # the pictures are noise
+def test_a_multi_step_loss_of_the_training_asks_nothing_of_a_prediction(glyphs_root, tmp_path):
+    train(experiment("MAML++", glyphs_root, train_iterations=1), tmp_path / "run")
+    pictures = np.random.default_rng(0).integers(0, 2, (3, 28, 28), dtype=np.uint8) * 255
+    classifier = FewShotClassifier(load_checkpoint(tmp_path / "run" / "last.pth"), steps=1)
+    assert classifier.fit(list(pictures), [0, 1, 2]).steps_ == 1
+
+
+class Ending(torch.nn.Module):
+    """A network whose last layer is given, under the name that is given, with parameters of 0 and 3 dimensions."""
+
+    def __init__(self, ways, name="head", layer=torch.nn.Linear):
+        super().__init__()
+        self.body, self.name = torch.nn.Linear(28 * 28, 4), name
+        self.scale, self.token = torch.nn.Parameter(torch.tensor(1.0)), torch.nn.Parameter(torch.zeros(1, 1, 4))
+        setattr(self, name, layer(4, ways))
+
+    def forward(self, x):
+        features = self.scale * self.body(x.flatten(1)) + self.token[0]
+        return getattr(self, self.name)(features)
+
+
+@pytest.fixture
+def built():
+    """`built(network, **keys)`: the learner of an own network under keys of `algorithm`."""
+
+    def build(network, **keys):
+        register_backbone("ending", lambda ways: network)
+        return build_learner(Algorithm(**keys), {"name": "ending", "ways": 3})
+
+    return build
+
+
+@pytest.mark.parametrize("engine", ["loop", "vectorized"])
+@pytest.mark.parametrize(
+    ("network", "keys", "message"),
+    [
+        (Ending(3, "fc"), {"head": "prototype"}, r"prototype is for networks that end in a linear layer `head` with a"),
+        (
+            Ending(3, layer=partial(torch.nn.Linear, bias=False)),
+            {"head": "prototype"},
+            r"this network \(Ending\) has n",
+        ),
+        (Ending(3, layer=lambda *sizes: torch.nn.Sequential(torch.nn.Linear(*sizes))), {"head": "prototype"}, "has no"),
+        (Ending(3, "fc"), {"adapt": "body"}, r"body is all but the layer `head`, and this network \(Ending\) has none"),
+        (Ending(3), {"adapt": []}, r"algorithm.adapt: found \[\], so the inner loop would adapt nothing"),
+        (
+            torch.nn.Sequential(torch.nn.BatchNorm2d(1, track_running_stats=False), torch.nn.Flatten()),
+            {"adapt": ["0.*"], "norm_per_step": True},
+            r"algorithm.adapt: found \['0.\*'\], so the inner loop would adapt nothing",
+        ),
+    ],
+)
+def test_a_network_that_cannot_do_it_is_refused(built, engine, network, keys, message):
+    with pytest.raises(UserError, match=message) as refused:
+        built(network, engine=engine, **keys)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("update", ["meta_curvature", "kronecker"])
+def test_a_transform_leaves_parameters_as_they_are_whose_shape_it_does_not_take(built, update):
+    network = Ending(3, layer=lambda *sizes: torch.nn.Sequential(torch.nn.Linear(*sizes)))
+    learner = built(network, update=update)
+    gradients = {name: torch.rand_like(parameter) for name, parameter in network.named_parameters()}
+    changed = learner.transform(gradients)
+    assert len(learner.transform.transforms) == len(gradients) - 2
+    assert all(torch.equal(changed[name], gradients[name]) for name in ("scale", "token"))
+
+
+def test_a_cost_is_the_mean_over_the_training_of_what_changes_along_it(monkeypatch):
+    keys = ["train.iterations=9", "algorithm.inner_steps=2", "algorithm.multi_step_loss=3"]
+    found = {0: {"ms": 30, "mib": 7}, 3: {"ms": 12, "mib": 5}}
+    monkeypatch.setattr(family.meta_gradients, "cost", lambda experiment, done: found[done])
+    assert family.cost(load_experiment(None, keys)) == {"ms": (3 * 30 + 6 * 12) / 9, "mib": 7}
+
+
+def test_the_family_refuses_a_member_before_it_trains_another(glyphs_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(family, "row_of", lambda *_: pytest.fail("it trained"))
+    arguments = ["family", "--config", "configs/quickstart.yaml", "--members", "MAML", "multi-step loss"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(UserError, match=r"`algorithm.multi_step_loss` is for 2 inner steps or more"):
+        family.main()

@@ -10,10 +10,13 @@ import sys
 import warnings
 from pathlib import Path
 
+import hypothesis
 import matplotlib
 import numpy as np
 import pytest
 import torch
+import yaml
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 from pydantic import BaseModel
@@ -34,6 +37,7 @@ from maml_l2l.reports.lettering import draw_as_written
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.files import make_folder
 from maml_l2l.system.messages import on_screen
+from maml_l2l.train import _as_yaml
 from tests.test_image_folder import CLASSES, damage, fill, settings, without_decoding
 from tests.test_pictures import folder
 from tests.test_structure import ROOMS
@@ -347,3 +351,10 @@ def test_ctrl_c_twice_in_a_program_is_a_keyboard_interrupt_and_the_run_goes_on(g
     assert caught.type is KeyboardInterrupt and signal.getsignal(signal.SIGINT) is before
     train(experiment, tmp_path / "run", resume=True)
     assert load_checkpoint(tmp_path / "run/last.pth").iteration == 4
+
+
+@hypothesis.given(st.text(st.one_of(st.characters(), st.sampled_from("\\ud\"'😀\udce9"))))
+@hypothesis.example("fotos/📁")
+@hypothesis.example("\\ud83d\\udcc1")
+def test_a_flag_is_the_same_path_after_yaml(path):
+    assert yaml.safe_load(_as_yaml(path)) == path

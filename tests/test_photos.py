@@ -21,6 +21,7 @@ from benchmarks import icons
 from benchmarks.lite0 import NAME, lite0_weights
 from maml_l2l import predict
 from maml_l2l.algorithms import build_learner
+from maml_l2l.algorithms.features import head_learner
 from maml_l2l.backbones import LibraryNetwork
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.experiments.evaluation import evaluate_learner
@@ -382,3 +383,30 @@ def test_icons_of_several_makers_become_classes(tmp_path):
     assert list(icons.different(classes)) == ["apple"]
     assert {icons.part(f"icon{number}", 6) for number in range(40)} == {"train", "val", "test"}
     assert {icons.part(f"icon{number}", 5) for number in range(40)} == {"train"}
+
+
+def test_a_training_starts_from_a_trained_body(experiment, tmp_path):
+    maml_l2l.train(experiment, tmp_path / "first")
+    start = tmp_path / "first" / "last.pth"
+    train = experiment.train.model_copy(update={"iterations": 1, "meta_lr": 1e-9})
+    model = experiment.model.model_copy(update={"pretrained": str(start), "weights": "none"})
+    maml_l2l.train(experiment.model_copy(update={"train": train, "model": model}), tmp_path / "second")
+    first, second = (maml_l2l.load_checkpoint(tmp_path / run / "last.pth") for run in ("first", "second"))
+    for name, weight in first.weights.items():
+        torch.testing.assert_close(second.weights[name], weight, rtol=0, atol=1e-6)
+
+
+def test_an_own_network_s_features_are_not_taken_for_those_of_its_head():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.head = torch.nn.Conv2d(1, 2, 3), torch.nn.Linear(2, 3)
+
+        def forward(self, x):
+            return self.head(self.features(x).mean((2, 3)))
+
+    learner = maml_l2l.LoopMAML(Own(), lr=0.1)
+    learner.adapted = ["head.*"]
+    with torch.no_grad():
+        assert head_learner(learner) is None
+        assert learner.adapt_and_score(random_tasks(2, 3, 1, 1, dtype=torch.float32), [0, 1]).shape == (2, 2, 3, 3)

@@ -14,6 +14,7 @@ from maml_l2l.config import PROTOCOLS, load_experiment, under_protocol, with_ove
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import class_split, load_data
 from maml_l2l.experiments.evaluation import evaluate
+from maml_l2l.experiments.fitting import check_images
 from maml_l2l.experiments.trainer import MetaTrainer
 from maml_l2l.reports import tables
 from maml_l2l.system.errors import UserError
@@ -221,6 +222,25 @@ def test_a_network_that_does_not_fit_is_refused(network, tmp_path, section, over
     with pytest.raises(UserError, match=message) as refused:
         evaluate(network(), ensemble=[tmp_path / "other.pth"])
     assert "\n" not in str(refused.value)
+
+
+def test_a_member_that_the_loop_cannot_adapt_is_adapted_by_the_other_engine(network):
+    first = network(0, "algorithm.engine=loop")
+    pulled = network(1, "algorithm.gradient=implicit", "algorithm.proximal=50", "algorithm.inner_steps=3")
+    experiment = with_overrides(first.experiment, {"eval.tasks": 4, "eval.steps": 3}, "the test")
+    tasks = task_stream(experiment, load_data(experiment.data), first.split, "test").batch(0, 4)
+    outputs = [one.learner().adapt_and_score(tasks, [3])[0].detach() for one in (first, pulled)]
+    expected = torch.nn.functional.cross_entropy((sum(outputs) / 2).flatten(0, 1), tasks.query_labels.flatten())
+    found = evaluate(first, experiment, ensemble=[pulled]).losses[3].mean()
+    torch.testing.assert_close(found.float(), expected)
+
+
+def test_all_members_have_the_size_of_the_images(network):
+    images = load_data(network().experiment.data)
+    images = dataclasses.replace(images, pixels=images.pixels[:, :, :20, :20])
+    check_images([network()], images)  # convolutions take any
+    with pytest.raises(UserError, match=r"takes images of image_size 28, the data have 20. Set data.image_size=28"):
+        check_images([network(), network(1, "model.name=mlp")], images)
 
 
 def test_the_command_names_protocol_and_ensemble_wherever_it_reports(network, tmp_path, monkeypatch, capsys):

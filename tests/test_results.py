@@ -193,6 +193,18 @@ def test_a_run_that_starts_from_another_is_recorded_beside_one_that_does_not(gly
     assert omniglot_runs.seconds_before(runs[names[1]], list(runs.values())) == runs[names[0]]["seconds"]
 
 
+def test_a_run_that_was_extended_after_its_best_validation_is_recorded(glyphs_root, recorded):
+    tiny = [*TINY, "task.ways=5", "eval.tasks=2", "eval.steps=1", f"data.root={glyphs_root}"]
+    train(load_experiment(None, tiny), recorded / "extended")
+    best = (recorded / "extended" / "best.pth").read_bytes()
+    longer = [*tiny, "train.iterations=7", "train.validate_every=100"]
+    train(load_experiment(None, longer), recorded / "extended", resume=True)
+    (recorded / "extended" / "best.pth").write_bytes(best)
+    omniglot.record(recorded / "extended")
+    (run,) = omniglot_runs.load_runs()
+    assert (run["config"]["train"]["iterations"], run["iteration"] <= 6) == (7, True)
+
+
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: omniglot_runs.run_name(run))
 def test_the_stated_command_has_the_config_of_the_recorded_run(run):
     _, _, options = run["command"].partition(" --config ")

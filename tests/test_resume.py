@@ -1,5 +1,6 @@
 """Never lose a run: killed, interrupted, full disks, damaged files; what is resumed ends as if nothing had happened."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -416,3 +417,12 @@ def test_clipping_bounds_the_meta_gradient(overrides, tmp_path, monkeypatch):
     train(load_experiment(None, [*overrides, f"train.max_grad_norm={limit}"]), tmp_path / "clipped")
     assert max(norms) <= limit * 1.001 < max(free)
     assert norms[0] == pytest.approx(min(free[0], limit), rel=1e-4)
+
+
+def test_the_second_path_is_written_though_the_last_checkpoint_is_from_before_the_best(overrides, tmp_path):
+    """As after a kill between a validation and the next checkpoint."""
+    folder, experiment = tmp_path / "run", load_experiment(None, overrides)
+    train(experiment, folder)
+    save_checkpoint(dataclasses.replace(load_checkpoint(folder / "last.pth"), best_accuracy=None), folder / "last.pth")
+    train(experiment, folder, save_to=tmp_path / "second.pth", resume=True)
+    assert (tmp_path / "second.pth").read_bytes() == (folder / "best.pth").read_bytes()

@@ -20,6 +20,7 @@ __all__ = ["ENGINES", "LoopMAML", "MetaLearner", "VectorizedMAML", "build_learne
 ENGINES = {"vectorized": VectorizedMAML, "loop": LoopMAML}
 
 _LOOP_STEPS = 10  # the loop keeps the activations of all of them
+_HEAD = "Give its last layer that name, or leave the key out."
 
 
 def build_learner(
@@ -35,6 +36,11 @@ def build_learner(
     device: where the learner is going to work.
     """
     network = build_backbone(backbone)
+    if algorithm.head == "prototype" and not _ends_in_linear_head(network):
+        raise UserError(
+            "algorithm.head: prototype is for networks that end in a linear layer `head` with a bias, and "
+            f"{_kind(network)} has none. {_HEAD}"
+        )
     name = algorithm.engine
     if name == "auto":
         loop = not compile and precision == "float32" and _loop_is_faster(algorithm, network, torch.device(device))
@@ -58,6 +64,11 @@ def build_learner(
         learner.learn_norms(algorithm.inner_steps)
     if algorithm.update in TRANSFORMS:
         learner.learn_transform(named_transform(algorithm.update, network), linear=True)
+    if algorithm.inner_steps > 0 and not learner.adapted_names():
+        raise UserError(
+            f"algorithm.adapt: found {algorithm.adapt}, so the inner loop would adapt nothing (of normalisations it "
+            "adapts none under algorithm.norm_per_step). Name other parameters."
+        )
     return learner
 
 
@@ -72,11 +83,25 @@ def _loop_is_faster(algorithm: Algorithm, network: torch.nn.Module, device: torc
     return device.type == "cpu" and convolves and exact and algorithm.inner_steps <= _LOOP_STEPS
 
 
+def _ends_in_linear_head(network: torch.nn.Module) -> bool:
+    head = getattr(network, "head", None)
+    return isinstance(head, torch.nn.Linear) and head.bias is not None
+
+
+def _kind(network: torch.nn.Module) -> str:
+    return f"this network ({type(network).__name__})"
+
+
 def _patterns(adapt: str | list[str], network: torch.nn.Module) -> list[str]:
     """`MetaLearner.adapted` for `algorithm.adapt`. Raises `UserError` where a pattern fits no parameter."""
     names = [name for name, _ in network.named_parameters()]
     if adapt == "body":
-        return [name for name in names if not name.startswith("head.")]
+        body = [name for name in names if not name.startswith("head.")]
+        if body == names:
+            raise UserError(
+                f"algorithm.adapt: body is all but the layer `head`, and {_kind(network)} has none. {_HEAD}"
+            )
+        return body
     patterns = {"all": ["*"], "head": ["head.*"]}[adapt] if isinstance(adapt, str) else adapt
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):

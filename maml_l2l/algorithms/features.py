@@ -30,12 +30,16 @@ class _HeadAlone(nn.Module):
 def head_learner(learner: MetaLearner) -> MetaLearner | None:
     """What does to `features_of` the images as `learner` does to the images; None where that is not the same.
 
-    It is where the network says what its features are, the inner loop leaves them alone, and nobody asks for gradients
-    through them.
+    It is where the network says by `features_of_each_alone` that `features` gives what its `head` takes, for each image
+    whatever the others are, the inner loop leaves them alone, and nobody asks for gradients through them.
     """
     network, names = learner.module, [name for name, _ in learner.module.named_parameters()]
     adapted = set(learner.adapted_names())
-    if torch.is_grad_enabled() or not hasattr(network, "features") or not adapted <= {WEIGHT, BIAS}:
+    if (
+        torch.is_grad_enabled()
+        or not getattr(network, "features_of_each_alone", False)
+        or not adapted <= {WEIGHT, BIAS}
+    ):
         return None
     if learner.transform is not None or learner.norms is not None:
         return None

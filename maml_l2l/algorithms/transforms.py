@@ -15,6 +15,8 @@ Parameters = dict[str, torch.Tensor]
 
 TRANSFORMS = ("meta_sgd", "meta_curvature", "kronecker")
 
+_DIMENSIONS = (1, 2, 4)  # of the parameters that learn2learn's transforms take
+
 
 class GradientTransform(nn.Module):
     """A transform for each parameter tensor of a network, as `learn2learn.optim.ParameterUpdate` keeps them."""
@@ -89,22 +91,22 @@ def named_transform(update: str, network: nn.Module) -> Callable[[torch.Tensor],
     """What makes the transforms of `algorithm.update`, one of `TRANSFORMS`; all are linear.
 
     Meta-Curvature (Park and Oliva, 2019) and Kronecker-factored transforms (Arnold et al., 2019) are learn2learn's. In
-    Meta-Curvature the linear layer `head` has `FeatureCurvature`, and its bias nothing.
+    Meta-Curvature the linear layer `head` has `FeatureCurvature`, and its bias nothing. Other shapes stay as they are.
     """
     from learn2learn.nn import KroneckerLinear
     from learn2learn.optim.transforms import KroneckerTransform, MetaCurvatureTransform
 
     if update == "meta_sgd":
         return MetaSGDTransform
-    if update == "kronecker":
-        return KroneckerTransform(KroneckerLinear)
     head = getattr(network, "head", None)
+    head = head if isinstance(head, nn.Linear) else None
+    made = KroneckerTransform(KroneckerLinear) if update == "kronecker" else MetaCurvatureTransform
 
-    def curvature(parameter: torch.Tensor) -> nn.Module | None:
-        if head is not None and parameter is head.bias:
+    def transform(parameter: torch.Tensor) -> nn.Module | None:
+        if update == "meta_curvature" and head is not None and parameter is head.bias:
             return None
-        if head is not None and parameter is head.weight:
+        if update == "meta_curvature" and head is not None and parameter is head.weight:
             return FeatureCurvature(parameter)
-        return MetaCurvatureTransform(parameter) if parameter.ndim in (1, 2, 4) else None
+        return made(parameter) if parameter.ndim in _DIMENSIONS else None
 
-    return curvature
+    return transform

@@ -30,6 +30,9 @@ class LibraryNetwork(nn.Module):
     and `length` is the temperature of the probabilities.
     """
 
+    features_of_each_alone = True
+    """See `head_learner`."""
+
     def __init__(self, name: str, ways: int, image_size: int):
         """name: `timm:NAME` or `torchvision:NAME`.  ways: outputs of the head.  image_size: pixels.
 

@@ -142,7 +142,7 @@ class Checkpoint:
             problem = "has learned step sizes, and this run learns none. Set algorithm.learn_inner_lr=true"
         elif algorithm.inner_steps > 0 and self.transform is not None and update != algorithm.update:
             problem = f"has algorithm.update {update}, and this run {algorithm.update}. Give both the same"
-        elif self.norms is not None and learner.norms is None:
+        elif algorithm.inner_steps > 0 and self.norms is not None and learner.norms is None:
             problem = "has normalisations per step, and this run none. Set algorithm.norm_per_step=true"
         elif seen:
             problem = (
@@ -151,7 +151,8 @@ class Checkpoint:
             )
         if problem:
             raise UserError(f"the checkpoint of model.pretrained {problem}, or start from another checkpoint.")
-        _take(learner.module, self.weights)
+        before_steps = {name: rows[0] for name, rows in (self.norms or {}).items()}
+        _take(learner.module, self.weights | before_steps)
         if self.transform is not None and learner.transform is not None:
             _take(learner.transform, self.transform)
         if self.inner_lrs is not None and learner.inner_lrs is not None:
@@ -168,7 +169,7 @@ def _take_steps(values: torch.Tensor, found: torch.Tensor) -> None:
 def _take(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Give `module` those of `weights` that fit, of longer ones the beginning."""
     fresh = module.state_dict()
-    cut = {name: weight[: len(fresh[name])] for name, weight in weights.items()}
+    cut = {name: weight[: len(fresh[name])] if weight.ndim else weight for name, weight in weights.items()}
     module.load_state_dict(fresh | {name: weight for name, weight in cut.items() if weight.shape == fresh[name].shape})
 
 

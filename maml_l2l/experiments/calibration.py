@@ -13,6 +13,7 @@ from maml_l2l.config import Experiment, with_overrides
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import load_data
 from maml_l2l.data.splits import unseen_classes
+from maml_l2l.experiments.fitting import check_changes, check_images
 from maml_l2l.system.device import computing, find_device
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.messages import progress_bar, progress_bars
@@ -34,12 +35,15 @@ def calibrated(
     The outputs of the adapted network are divided by the temperature, which leaves every answer as it is. It makes the
     mean cross-entropy least over the queries of `tasks` tasks of each of `ways` that network and classes have, scored
     as predictions are, by the statistics of the support (Guo et al., 2017). before, after: `calibration_error`.
-    Raises `UserError` where there are no such tasks.
+    Raises `UserError` where there are no such tasks, where `experiment` changes what the training has decided, and
+    where the images are not those of the network.
     """
     run = experiment.run
+    check_changes(checkpoint.experiment, experiment)
     device = find_device(run.device)
     with progress_bars(progress), computing(device, run.threads, run.precision):
         images = load_data(experiment.data)
+        check_images([checkpoint], images)
         found = {}
         for count in _possible_ways(checkpoint, images, ways):
             sized = with_overrides(experiment, {"task.ways": count}, "the calibration")

@@ -15,7 +15,7 @@ from maml_l2l.algorithms.scores import Evaluation, Scores
 from maml_l2l.algorithms.vectorized import VectorizedMAML
 from maml_l2l.backbones import use_backbone
 from maml_l2l.checkpoints.checkpoint import Checkpoint, load_pretrained
-from maml_l2l.config import Experiment, changed_keys, find_protocol, under_protocol
+from maml_l2l.config import Experiment, find_protocol, under_protocol
 from maml_l2l.data.class_folders import NoPictures
 from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.sources import class_split, load_data
@@ -23,6 +23,7 @@ from maml_l2l.data.splits import SPLITS, origins, unseen_classes
 from maml_l2l.experiments.agreement import check_same_data, check_same_experiment
 from maml_l2l.experiments.ensemble import Ensemble, check_fits
 from maml_l2l.experiments.feature_tasks import FeatureTasks
+from maml_l2l.experiments.fitting import check_changes, check_images
 from maml_l2l.experiments.worth_compiling import evaluation_compiles
 from maml_l2l.system import distributed
 from maml_l2l.system.device import computing, find_device
@@ -34,14 +35,6 @@ from maml_l2l.tasks.stream import TaskStream, task_stream
 _log = logging.getLogger(__name__)
 
 _TASKS_AT_ONCE = 50
-
-# Keys that an evaluation takes from its own config; the others are the checkpoint's, which they have made.
-_OWN_SECTIONS = ("data", "task", "eval")
-_OWN = (
-    *("algorithm.engine", "algorithm.task_chunk", "algorithm.normalisation"),
-    *("run.seed", "run.device", "run.threads", "run.compile"),
-)
-_SPLIT_ONCE = ("data.split", "data.val_fraction", "data.test_fraction", "data.split_seed")
 
 
 @torch.no_grad()
@@ -76,7 +69,7 @@ def evaluate_learner(
             parts.append(Scores(*(part.cpu().double() for part in learner.score(torch.cat(logits, dim=1), labels))))
             bar.update(len(batch) * distributed.processes())
     learner.train(training)
-    shares = distributed.from_all(parts)
+    shares = distributed.from_all(parts, patient=True)  # some have a batch more than others
     parts = [shares[number % len(shares)][number // len(shares)] for number in range(len(starts))]
     losses, accuracies = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
     return Evaluation(tuple(steps), losses, 100 * accuracies)
@@ -138,7 +131,7 @@ def on_this_machine(trained: Experiment) -> Experiment:
 def _evaluate(
     networks: Sequence[Checkpoint], experiment: Experiment, split: str, protocol: str | None, progress: bool
 ) -> Evaluation:
-    _check_changes(networks[0].experiment, experiment)
+    check_changes(networks[0].experiment, experiment)
     networks[0].check_ways(experiment.task.ways)
     run = experiment.run
     device = find_device(run.device)
@@ -166,13 +159,14 @@ def _evaluate(
 
 def _learner(network: Checkpoint, experiment: Experiment, image: torch.Size, device: torch.device) -> MetaLearner:
     """The learner of `network` on `device`, with the engine that `experiment` names, or with what is fastest."""
+    trained = network.experiment.algorithm
+    engine = "auto" if trained.gradient == "implicit" else experiment.algorithm.engine  # its pull is not the loop's
     compile_ = evaluation_compiles(network, experiment, image, device)
-    engine = "vectorized" if compile_ else experiment.algorithm.engine
-    own = {"engine": engine, "task_chunk": experiment.algorithm.task_chunk}
-    learner = network.learner(network.experiment.algorithm.model_copy(update=own), device)
+    own = {"engine": "vectorized" if compile_ else engine, "task_chunk": experiment.algorithm.task_chunk}
+    learner = network.learner(trained.model_copy(update=own), device)
     if compile_ and isinstance(learner, VectorizedMAML):
         learner.compiled = True
-        if distributed.rank() == 0:
+        if experiment.run.compile == "auto" and distributed.rank() == 0:
             _log.info("compiling first, which takes a minute or two (run.compile: false does without)")
     return learner
 
@@ -189,29 +183,12 @@ def _images(checkpoint: Checkpoint, experiment: Experiment) -> LabelledImages:
         ) from None
 
 
-def _check_changes(trained: Experiment, wanted: Experiment) -> None:
-    for key, (old, new) in changed_keys(trained, wanted).items():
-        own = key in _OWN or (key.partition(".")[0] in _OWN_SECTIONS and key not in _SPLIT_ONCE)
-        if not own:
-            raise UserError(
-                f"the checkpoint was trained with `{key}` {old!r}, which an evaluation cannot change, found {new!r}. "
-                "Leave it out, or train with it."
-            )
-
-
 def _stream(
     networks: Sequence[Checkpoint], experiment: Experiment, images: LabelledImages, split: str, protocol: str | None
 ) -> TaskStream:
     if split not in SPLITS:
         raise UserError(f"there is no split {split}. Name one of {', '.join(SPLITS)}.")
-    found = {"channels": images.pixels.shape[1], "image_size": images.pixels.shape[-1]}
-    for key, value in found.items():
-        trained = networks[0].backbone.get(key, value)  # a network that does not ask for it takes any
-        if trained != value:
-            raise UserError(
-                f"the checkpoint's network takes images of {key} {trained}, the data have {value}. "
-                f"Set data.{key}={trained}."
-            )
+    check_images(networks, images)
     drawn = "together" if protocol is None else find_protocol(protocol).classes
     if drawn == "rotated" and not experiment.data.rotate:
         drawn = "together"

@@ -58,7 +58,7 @@ class RunFolder:
         if resumed is not None:
             if not self._best.find(resumed):
                 self._best_accuracy = self._best.accuracy
-            if resumed.best_accuracy is not None:
+            if (path / BEST).exists():
                 self._copy_best()
 
     def __enter__(self) -> RunFolder:

@@ -74,7 +74,7 @@ class MetaTrainer:
         workers = drawing_workers(self.experiment.run.workers, self.device)
         for tasks in self.training_tasks.batches(starts, count, self.device, workers):
             meta_lr = self._set_meta_lr(self.done)
-            self._set_annealed()
+            self.anneal()
             loss, accuracy = self._meta_gradient(tasks)
             self.optimizer.step()
             if self.average is not None:
@@ -182,8 +182,8 @@ class MetaTrainer:
         self.optimizer.param_groups[0]["lr"] = meta_lr
         return meta_lr
 
-    def _set_annealed(self) -> None:
-        """What of the algorithm changes along training."""
+    def anneal(self) -> None:
+        """Set what of the algorithm changes along training, for the meta-iteration to come."""
         algorithm = self.experiment.algorithm
         if algorithm.second_order_from is not None:
             self.learner.first_order = self.done < algorithm.second_order_from

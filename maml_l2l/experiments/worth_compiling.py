@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maml_l2l.backbones import build_backbone
 from maml_l2l.checkpoints.checkpoint import Checkpoint
 from maml_l2l.config import Experiment
+from maml_l2l.system import distributed
 
 _META_ITERATIONS = 500  # compiling takes the time of some hundred
 # Floating-point operations. Two cores need two or three minutes for so many, and half of that compiled; compiling takes
@@ -34,12 +35,13 @@ def evaluation_compiles(
     """
     if experiment.run.compile != "auto":
         return experiment.run.compile
-    able = device.type == "cpu" and experiment.algorithm.engine != "loop" and experiment.algorithm.adapt != "head"
-    if not able:
+    if device.type != "cpu" or experiment.algorithm.engine == "loop" or network.experiment.algorithm.adapt == "head":
         return False
     with torch.random.fork_rng(devices=[]):  # the fresh network's random weights are not kept
         module = build_backbone(network.backbone)
-    return hasattr(module, "forward_tasks") and _operations(module, experiment, image) >= _OPERATIONS
+        if not hasattr(module, "forward_tasks"):
+            return False
+        return _operations(module, experiment, image) / distributed.processes() >= _OPERATIONS
 
 
 def _operations(module: torch.nn.Module, experiment: Experiment, image: Sequence[int]) -> float:

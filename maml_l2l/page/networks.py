@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maml_l2l.checkpoints.checkpoint import load_pretrained
+from maml_l2l.config import MAX_WAYS
 from maml_l2l.pretrained import find_checkpoint, library_network, pretrained_files
 from maml_l2l.system.errors import UserError, printable
 
@@ -59,6 +60,6 @@ def _network(source: str | Path) -> Network:
     checkpoint = load_pretrained(source)
     experiment = checkpoint.experiment
     prototype = experiment.algorithm.head == "prototype"
-    ways = None if prototype else checkpoint.backbone["ways"]
+    ways = None if checkpoint.serves(MAX_WAYS) else checkpoint.backbone["ways"]
     checkpoint.learner()  # a network of a person's own is known only where it was registered
     return Network(source, ways, experiment.algorithm.inner_steps, experiment.data.holds_drawings, prototype)

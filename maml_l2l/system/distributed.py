@@ -75,15 +75,15 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _answers() -> Iterator[None]:
+def _answers(patience: timedelta = _PATIENCE) -> Iterator[None]:
     """Turn what PyTorch raises where another process does not answer, or is gone, into a `UserError`."""
     try:
         yield
     except RuntimeError as error:  # all of its kinds
-        minutes = f"{_PATIENCE.total_seconds() / 60:g} minutes"
+        minutes = f"{patience.total_seconds() / 60:g} minutes"
         late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
         problem = f"has not answered for {minutes}" if late else "is gone, and its own message says why"
-        raise UserError(f"another process {problem}. See to it, and go on with --resume.") from error
+        raise UserError(f"another process {problem}. See to it, and start again, a training with --resume.") from error
 
 
 def share(count: int) -> tuple[int, int]:
@@ -110,16 +110,16 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return flags.item() > 0
 
 
-def from_all(value: T) -> list[T]:
-    """The `value` of every process, in the order of their numbers."""
-    return _gathered(value, None)
+def from_all(value: T, patient: bool = False) -> list[T]:
+    """The `value` of every process, in the order of their numbers.  patient: wait for them as for loading."""
+    return _gathered(value, _state["loading"] if patient else None)
 
 
 def _gathered(value: T, group: distributed.ProcessGroup | None) -> list[T]:
     if processes() == 1:
         return [value]
     values: list = [None] * processes()
-    with _answers():
+    with _answers(_PATIENCE if group is None else _LOADING):
         distributed.all_gather_object(values, value, group)
     return values
 

@@ -778,6 +778,7 @@ function showAll() {
 
 function connect() {
   const changed = () => {
+    query().asked = null; // it is asked again, though another may be looked at by then
     showQuery();
     showQueries();
     ask();
