@@ -36,11 +36,7 @@ def build_learner(
     device: where the learner is going to work.
     """
     network = build_backbone(backbone)
-    if algorithm.head == "prototype" and not _ends_in_linear_head(network):
-        raise UserError(
-            "algorithm.head: prototype is for networks that end in a linear layer `head` with a bias, and "
-            f"{_kind(network)} has none. {_HEAD}"
-        )
+    _check_head(algorithm, network)
     name = algorithm.engine
     if name == "auto":
         loop = not compile and precision == "float32" and _loop_is_faster(algorithm, network, torch.device(device))
@@ -52,12 +48,12 @@ def build_learner(
     learner.task_chunk, learner.prototype_head = algorithm.task_chunk, algorithm.head == "prototype"
     learner.adapted = _patterns(algorithm.adapt, network)
     if isinstance(learner, VectorizedMAML):
-        learner.compiled, learner.recompute = compile, algorithm.recompute is not None
-        learner.gradient, learner.proximal, learner.cg_steps = (
+        learner.compiled, learner.recompute, learner.gradient = (
+            compile,
+            algorithm.recompute is not None,
             algorithm.gradient,
-            algorithm.proximal,
-            algorithm.cg_steps,
         )
+        learner.proximal, learner.cg_steps = algorithm.proximal, algorithm.cg_steps
     if algorithm.learn_inner_lr:
         learner.learn_inner_lrs(algorithm.inner_steps)
     if algorithm.norm_per_step:
@@ -83,9 +79,14 @@ def _loop_is_faster(algorithm: Algorithm, network: torch.nn.Module, device: torc
     return device.type == "cpu" and convolves and exact and algorithm.inner_steps <= _LOOP_STEPS
 
 
-def _ends_in_linear_head(network: torch.nn.Module) -> bool:
+def _check_head(algorithm: Algorithm, network: torch.nn.Module) -> None:
+    """Raise `UserError` where `algorithm` makes the head of prototypes, and the network's is none that they can be."""
     head = getattr(network, "head", None)
-    return isinstance(head, torch.nn.Linear) and head.bias is not None
+    if algorithm.head == "prototype" and not (isinstance(head, torch.nn.Linear) and head.bias is not None):
+        raise UserError(
+            "algorithm.head: prototype is for networks that end in a linear layer `head` with a bias, and "
+            f"{_kind(network)} has none. {_HEAD}"
+        )
 
 
 def _kind(network: torch.nn.Module) -> str:
