@@ -221,6 +221,22 @@ def test_an_answer_that_comes_while_a_stroke_is_drawn_does_not_cut_it(visit):
     assert ink_of(after) > 3 * ink_of(before)
 
 
+def test_a_drawing_that_was_changed_and_left_at_once_is_asked_again(visit):
+    page = visit()
+    draw(page, page.locator("#query"), CROSS)
+    answered(page)
+    expect(page.locator("#queries")).not_to_contain_text("…")  # nor is any other waiting
+    page.wait_for_timeout(500)
+    sent = []
+    page.on("request", lambda request: sent.append(request.post_data_json) if "answer" in request.url else None)
+    page.evaluate(
+        "() => { document.getElementById('undo').click(); document.querySelectorAll('#queries button')[3].click(); }"
+    )
+    page.wait_for_timeout(1500)
+    answered(page)
+    assert [len(one["queries"]) for one in sent] == [1, 1]
+
+
 def drop(page, selector, *files):
     """Drop (name, content) on what `selector` finds."""
     given = [(name, list(content)) for name, content in files]
