@@ -39,7 +39,8 @@ Accuracy in % on test tasks, inductive, as `predict` works (transductive: see th
 {table}
 
 - The names stand for files in [names.json](names.json): for each task size the network that scored best on validation
-  tasks. A network that was trained with more ways serves fewer: the first outputs of its head are used.
+  tasks. Those that end in `_inductive` were trained as `predict` works, and are the better ones there. A network that
+  was trained with more ways serves fewer: the first outputs of its head are used.
 - A training of your own starts from a network by `--set model.pretrained=pretrained/NAME.pth
   algorithm.learn_inner_lr=true`, with `model.downsample=max_pool` where the network has max-pooling, and with
   `algorithm.update=meta_curvature` where it has Meta-Curvature.
@@ -74,7 +75,7 @@ are normalised together, as in the paper. The last column has further inner step
 
 {table}
 
-Measure it again with `--n_way`, `--k_shot` and `--n_query` of the task:
+Measure it again with `--n_way`, `--k_shot` and `--n_query` of the task, and `--normalisation support` or `batch`:
 
     python -m maml_l2l.eval --model pretrained/{name}.pth {options}
 
@@ -115,11 +116,17 @@ The checkpoint has the licence of this project (MIT). Omniglot is published unde
 
 
 def names(runs: list[dict]) -> dict[str, str]:
-    """The file that each name stands for: in each cell, of the published networks the best on validation tasks."""
+    """The file that each name stands for: in each cell, of the published networks the best on validation tasks.
+
+    Those trained inductively have names of their own, `omniglot_5w1s_inductive`.
+    """
     files = {id(run): path.name for path, measured in published_networks(runs).items() for run in measured}
     candidates = [run for run in runs if id(run) in files]
-    chosen = {cell: best(candidates, cell, "second") for cell in CELLS}
-    return {f"omniglot_{cell}": files[id(run)] for cell, run in chosen.items() if run}
+    found = {}
+    for kind, inductive in (("", False), ("_inductive", True)):
+        chosen = {cell: best(candidates, cell, "second", inductive) for cell in CELLS}
+        found |= {f"omniglot_{cell}{kind}": files[id(run)] for cell, run in chosen.items() if run}
+    return found
 
 
 def model_card(path: Path, measured: list[dict], runs: list[dict]) -> str:

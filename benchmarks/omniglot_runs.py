@@ -67,10 +67,18 @@ def plus_minus(found: dict) -> str:
     return f"{found['mean']:.2f} ± {found['ci95']:.2f}"
 
 
-def best(runs: list[dict], cell: str, order: str) -> dict | None:
-    """The run of a cell and an order that scored best on validation tasks: test tasks choose nothing."""
-    found = [run for run in runs if (run["cell"], run["order"]) == (cell, order)]
+def best(runs: list[dict], cell: str, order: str, inductive: bool = False) -> dict | None:
+    """The run of a cell and an order that scored best on validation tasks: test tasks choose nothing.
+
+    inductive: among those trained inductively, which were validated so, too, or among the others.
+    """
+    found = [run for run in runs if (run["cell"], run["order"], trained_inductively(run)) == (cell, order, inductive)]
     return max(found, key=lambda run: run["val_accuracy"], default=None)
+
+
+def trained_inductively(run: dict) -> bool:
+    """Whether training and validation normalised each query by the support images alone."""
+    return run["config"]["algorithm"].get("normalisation") == "support"
 
 
 def start(run: dict) -> str | None:
@@ -117,16 +125,18 @@ def max_pool(run: dict) -> bool:
 
 
 def run_name(run: dict) -> str:
-    """What tells a run from the others: task size, order, seed, max-pooling, gradient transform and start."""
+    """What tells a run from the others: task size, order, seed, max-pooling, transform, inductive training, start."""
     origin = f"_from_{start_name(run)}" if start(run) else ""
     kind = "_max_pool" * max_pool(run) + (f"_{transform(run)}" if transform(run) else "")
+    kind += "_inductive" * trained_inductively(run)
     return f"{own_cell(run['config'])}_{run['order']}_seed{run['seed']}{kind}{origin}"
 
 
 def network(run: dict) -> str:
-    """How the network of a run differs from the others': `max-pooling, Meta-Curvature`."""
+    """How the network of a run differs from the others': `max-pooling, Meta-Curvature, trained inductively`."""
     known = {"meta_curvature": ", Meta-Curvature", "meta_sgd": ", Meta-SGD", "kronecker": ", Kronecker factors"}
-    return ("max-pooling" if max_pool(run) else "stride") + known.get(transform(run) or "", "")
+    kind = ("max-pooling" if max_pool(run) else "stride") + known.get(transform(run) or "", "")
+    return kind + ", trained inductively" * trained_inductively(run)
 
 
 def transform(run: dict) -> str | None:

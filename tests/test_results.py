@@ -193,6 +193,25 @@ def test_a_run_that_starts_from_another_is_recorded_beside_one_that_does_not(gly
     assert omniglot_runs.seconds_before(runs[names[1]], list(runs.values())) == runs[names[0]]["seconds"]
 
 
+def test_an_inductive_training_is_compared_with_its_like_alone(glyphs_root, recorded):
+    tiny = [*TINY, "task.ways=5", "eval.tasks=6", "eval.steps=1", f"data.root={glyphs_root}"]
+    for name, settings in (("usual", []), ("other", ["algorithm.normalisation=support"])):
+        train(load_experiment(None, [*tiny, *settings]), recorded / name)
+        omniglot.record(recorded / name, publish=name)
+    runs = omniglot_runs.load_runs()
+    assert [omniglot_runs.run_name(run) for run in runs] == ["5w1s_second_seed0", "5w1s_second_seed0_inductive"]
+    for run, inductive in zip(runs, (False, True), strict=True):
+        assert omniglot_runs.best(runs, "5w1s", "second", inductive) is run
+    table = omniglot_report.results_page(runs, []).partition("## Our best run")[2].partition("## What others")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| 5-way 1-shot")]
+    assert [("trained inductively" in row) for row in rows] == [False, True]
+    names = {"omniglot_5w1s": "usual.pth", "omniglot_5w1s_inductive": "other.pth"}
+    assert json.loads(model_cards.documents(runs)[recorded / "pretrained" / "names.json"]) == names
+    assert [line.split(",")[16] for line in omniglot_report.results_csv(runs).splitlines()] == [
+        *("trained_with", "batch", "support")
+    ]
+
+
 def test_a_run_that_was_extended_after_its_best_validation_is_recorded(glyphs_root, recorded):
     tiny = [*TINY, "task.ways=5", "eval.tasks=2", "eval.steps=1", f"data.root={glyphs_root}"]
     train(load_experiment(None, tiny), recorded / "extended")
