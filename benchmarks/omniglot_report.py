@@ -83,7 +83,7 @@ Our best network per task size, transductive / inductive ([protocols](docs/proto
 ## Where the errors lie
 
 An earlier 5-way 5-shot network, with stride, reads {accuracy:.2f} % of {tasks:,} validation tasks rightly. Of
-{images:,} drawings, {worst_images} make {worst_errors} of its {errors} errors ([error analysis](docs/error-analysis.md)).
+{images:,} drawings, {worst_images} make {worst_errors} of its {errors} errors ([analysis](docs/error-analysis.md)).
 
 ## All runs
 
