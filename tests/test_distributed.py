@@ -346,4 +346,4 @@ def test_jobs_are_told_apart_whatever_they_are_called():
 def test_data_are_waited_for_and_a_process_that_stands_still_or_is_gone_is_not(behaviour, message):
     _, loaded, problem = first_of_a_job(behaviour)
     assert loaded == "loaded"
-    assert problem == f"another process {message}. See to it, and go on with --resume."
+    assert problem == f"another process {message}. See to it, and start again, a training with --resume."
