@@ -37,7 +37,6 @@ from maml_l2l.page.learning import Answers
 from maml_l2l.page.networks import find_networks
 from maml_l2l.page.server import listening
 from maml_l2l.prediction import FewShotClassifier
-from maml_l2l.pretrained import pretrained_files
 from maml_l2l.system.errors import MissingPackage, UserError
 from tests.commands import ROOT, assert_user_error, run, started
 
@@ -195,7 +194,7 @@ def test_networks_of_runs_are_offered_and_broken_ones_are_left_out(tmp_path, cap
     mine = tmp_path / "runs/mine/best.pth"
     found = find_networks("omniglot_5w1s", tmp_path / "runs")
     assert next(iter(found)) == "omniglot_5w1s_meta_curvature"
-    assert found[str(mine)].prototype and len(found) == 1 + len(pretrained_files())
+    assert found[str(mine)].prototype and len(found) == 1 + len(list(ROOT.glob("pretrained/*.pth")))
     assert f"the page does without {tmp_path / 'runs/broken/best.pth'}" in caplog.text
     assert next(iter(find_networks(str(mine), tmp_path / "runs"))) == str(mine)
     with pytest.raises(UserError, match="there is no checkpoint"):
