@@ -35,6 +35,11 @@ def call_with(
     return functional_call(module, {**parameters, **shared}, inputs, tie_weights=False)
 
 
+def in_precision(dtype: torch.dtype, values: torch.Tensor) -> torch.Tensor:
+    """`values` in `dtype`, where they are real numbers; labels, say, stay as they are."""
+    return values.to(dtype) if values.is_floating_point() else values
+
+
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Within it attention consists of operations that have second derivatives, which PyTorch's fused ones lack."""

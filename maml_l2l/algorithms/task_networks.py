@@ -10,7 +10,7 @@ from torch.func import grad, vjp, vmap
 
 from maml_l2l.algorithms import adjoint
 from maml_l2l.algorithms.adjoint import Parameters, Problem, for_each_task
-from maml_l2l.algorithms.functional import call_with
+from maml_l2l.algorithms.functional import call_with, in_precision
 from maml_l2l.algorithms.heads import WEIGHT, identity_head, prototype_head
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.algorithms.scores import Scores
@@ -136,8 +136,13 @@ class TaskNetworks(MetaLearner):
         self, anchor: Parameters | None, support: torch.Tensor, labels: torch.Tensor, ways: int | None
     ) -> Problem:
         def support_loss(theta: Parameters, eta: Parameters) -> torch.Tensor:
+            # Finite differences ask in float64, of a network that may be in float32.
+            dtype = next(iter(theta.values())).dtype
+            images, targets = in_precision(dtype, support), in_precision(dtype, labels)
+            if dtype != next(self.module.parameters()).dtype:
+                eta = eta | {name: in_precision(dtype, value) for name, value in self.module.named_buffers()}
             # Tasks share none of theta, so the gradient of the sum of their losses is each task's own gradient.
-            loss = self.task_losses(self._forward(theta, eta, support, ways), labels).sum()
+            loss = self.task_losses(self._forward(theta, eta, images, ways), targets).sum()
             if anchor is None:
                 return loss
             distances = [(value - anchor[name]).square().sum() for name, value in theta.items()]
