@@ -186,8 +186,20 @@ def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray
     try:
         array = np.asarray(labels)
         if array.ndim == 1:
+            _check_labels(list(labels), array)
             return np.unique(array, return_inverse=True)
         found = f"an array of shape {array.shape}"
     except (TypeError, ValueError) as error:
         found = f"what does not sort ({error})"
     raise UserError(f"labels must be a list of strings or integers, one for each image; found {found}.")
+
+
+def _check_labels(labels: list[Any], array: np.ndarray[Any, Any]) -> None:
+    """Raise `UserError` where a label is missing, or where NumPy has made strings of numbers among strings."""
+    for index, label in enumerate(labels):
+        if label is None or label != label:  # NaN, as in a table with empty cells
+            raise UserError(f"labels[{index}] is missing (found {label}). Leave that image out, or name its class.")
+        if array.dtype.kind == "U" and not isinstance(label, str):
+            raise UserError(
+                f"labels must be of one kind; found strings, and {label!r} at {index}. str(label) makes one."
+            )

@@ -111,12 +111,13 @@ def test_normalised_by_the_first_images_a_query_does_not_depend_on_other_queries
         nn.init.normal_(parameter)
     support, queries = torch.rand(5, 1, 14, 14).double(), torch.rand(3, 1, 14, 14).double()
     as_always = net(torch.cat([support, queries]))
-    with first_images_normalise(net, 5):
+    with first_images_normalise(net, 5, 8):
         together = net(torch.cat([support, queries]))
+    with first_images_normalise(net, 5, 6):
         alone = [net(torch.cat([support, query[None]]))[5] for query in queries]
     torch.testing.assert_close(together[5:], torch.stack(alone))
     torch.testing.assert_close(together[:5], net(support))
-    with first_images_normalise(net, 8):
+    with first_images_normalise(net, 8, 8):
         torch.testing.assert_close(net(torch.cat([support, queries])), as_always)
     assert torch.equal(net(torch.cat([support, queries])), as_always), "the hooks should be gone"
     assert torch.allclose(together, as_always) == (name == "groups")
@@ -125,5 +126,5 @@ def test_normalised_by_the_first_images_a_query_does_not_depend_on_other_queries
 def test_conv4_s_own_argument_and_the_first_images_say_the_same():
     net = Conv4(5, filters=4).double()
     images = torch.rand(7, 1, 14, 14).double()
-    with first_images_normalise(net, 5):
+    with first_images_normalise(net, 5, 7):
         torch.testing.assert_close(net(images), net(images, statistics_from=5))

@@ -188,7 +188,7 @@ def test_without_a_config_a_folder_is_what_it_looks_like(monkeypatch, tmp_path):
         (["--iters", 0], "the command line: `train.iterations` should be greater than or equal to 1, found 0"),
         (
             ["--dataset_path", "nowhere"],
-            "no pictures in nowhere. Put them into a folder for each class, such as nowhere/",
+            "is no folder nowhere. Put pictures into a folder for each class, such as nowhere/",
         ),
     ],
 )

@@ -11,11 +11,11 @@ import pytest
 
 from maml_l2l.config import load_experiment
 from maml_l2l.data import folder_contents
-from maml_l2l.data.class_folders import find_classes, query_pictures, support_pictures
+from maml_l2l.data.class_folders import find_classes, looks_like_classes, query_pictures, support_pictures
 from maml_l2l.data.folder import cache_folder, load_folder
 from maml_l2l.data.omniglot import load_omniglot
 from maml_l2l.data.omniglot_folder import check_no_part, holds_omniglot, omniglot_folder
-from maml_l2l.data.sources import class_split, split_in_words
+from maml_l2l.data.sources import class_split, load_data, split_in_words
 from maml_l2l.data.splits import unseen_classes
 from maml_l2l.experiments.resuming import claimed
 from maml_l2l.experiments.training import train
@@ -304,3 +304,24 @@ def test_training_classes_alone_and_classes_twice_are_refused_under_other_names_
 
 def test_classes_that_trained_an_earlier_network_are_left_out_under_other_names_too():
     assert unseen_classes(SPLIT, "test", ["up/fox", "up/gnu"], earlier_classes=["fox"]) == ["up/gnu"]
+
+
+# --- pictures where another data set was asked for ---
+
+
+@pytest.mark.parametrize("name", ["omniglot", "glyphs", "drawings"])
+@pytest.mark.parametrize("tops", ["", "train/"])
+def test_nothing_is_put_beside_the_user_s_pictures(tmp_path, name, tops):
+    fill(tmp_path, [f"{tops}{letter}" for letter in "abc"], pictures=1)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"holds folders of pictures, and data.name is {name}, .* --set data.name=fol"):
+        load_data(load_experiment(None, [f"data.name={name}", f"data.root={tmp_path}"]).data)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_with_a_few_pictures_may_hold_data(tmp_path):
+    fill(tmp_path, ["plots"], pictures=1)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    assert not looks_like_classes(tmp_path)
+    assert not looks_like_classes(tmp_path / "absent")

@@ -99,6 +99,37 @@ def test_the_edge_of_a_shadow_is_no_ink():
     assert same(normalised_ink(Image.fromarray((np.asarray(drawing(ink=40)) * soft).astype(np.uint8))))
 
 
+def on_desk(desk, margin, turn, picture=None):
+    """A sheet that lies turned on a desk, photographed with shade and noise."""
+    sheet, side = picture or drawing(ink=30), 400 + 2 * margin
+    photo = Image.new("L", (side, side), desk)
+    turned = sheet.rotate(turn, Image.Resampling.BILINEAR, expand=True)
+    covered = Image.new("L", sheet.size, 255).rotate(turn, expand=True)
+    photo.paste(turned, ((side - turned.width) // 2, (side - turned.height) // 2), covered)
+    shade = np.linspace(1, 0.85, side)[:, None] * np.asarray(photo.filter(ImageFilter.GaussianBlur(1)), float)
+    noisy = shade + np.random.default_rng(0).normal(0, 4, (side, side))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("desk", [10, 80, 150])
+@pytest.mark.parametrize(("margin", "turn"), [(70, 3), (200, -8), (20, 5)])
+def test_what_a_sheet_lies_on_is_no_ink(desk, margin, turn):
+    upright = np.asarray(on_desk(desk, margin, turn).rotate(-turn, Image.Resampling.BILINEAR, fillcolor=desk))
+    assert same(normalised_ink(Image.fromarray(upright)), 0.9)
+
+
+@pytest.mark.parametrize("inner", [None, (130, 130, 270, 270)])
+def test_a_frame_that_is_drawn_is_ink(inner):
+    """It fills the picture, so that it could be what a sheet lies on."""
+    picture = Image.new("L", (400, 400), 255)
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((0, 0, 399, 399), outline=0, width=16)
+    if inner:
+        pen.ellipse(inner, outline=0, width=16)
+    margins = ImageOps.expand(picture, 80, 255)
+    np.testing.assert_allclose(normalised_ink(picture), normalised_ink(margins), atol=130)
+
+
 def test_noise_and_compression_do_not_matter():
     rng = np.random.default_rng(0)
     noisy = np.asarray(drawing(ink=50, paper=210)) + rng.normal(0, 15, (400, 400))

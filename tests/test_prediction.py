@@ -1,6 +1,7 @@
 """Prediction for pictures of any origin: how well, how independently, and what is refused."""
 
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -142,7 +143,15 @@ BLANK = np.full((28, 28), 255, np.uint8)
         ([BLANK] * 2, ["a", "a"], "all labels are 'a'. Give two classes or more."),
         ([], [], "there are no pictures in the list. Give one or more."),
         ([BLANK] * 2, [["a", "b"]], "one for each image; found an array of shape (1, 2)."),
-        ([BLANK] * 2, [1, None], "labels must be a list of strings or integers, one for each image; found what does"),
+        ([BLANK] * 2, [1, None], "labels[1] is missing (found None). Leave that image out, or name its class."),
+        (
+            [BLANK] * 2,
+            ["a", float("nan")],
+            "labels[1] is missing (found nan). Leave that image out, or name its class.",
+        ),
+        ([BLANK] * 2, [math.nan, 1.0], "labels[0] is missing (found nan)"),
+        ([BLANK] * 2, ["a", 2], "labels must be of one kind; found strings, and 2 at 1. str(label) makes one."),
+        ([BLANK] * 2, [1, {}], "labels must be a list of strings or integers, one for each image; found what does"),
         ([BLANK] * 2, "ab", "one for each image; found an array of shape ()."),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from maml_l2l.algorithms.checks import has_linear_head
 from maml_l2l.algorithms.loop import LoopMAML
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.algorithms.transforms import TRANSFORMS, named_transform
@@ -81,8 +82,7 @@ def _loop_is_faster(algorithm: Algorithm, network: torch.nn.Module, device: torc
 
 def _check_head(algorithm: Algorithm, network: torch.nn.Module) -> None:
     """Raise `UserError` where `algorithm` makes the head of prototypes, and the network's is none that they can be."""
-    head = getattr(network, "head", None)
-    if algorithm.head == "prototype" and not (isinstance(head, torch.nn.Linear) and head.bias is not None):
+    if algorithm.head == "prototype" and not has_linear_head(network):
         raise UserError(
             "algorithm.head: prototype is for networks that end in a linear layer `head` with a bias, and "
             f"{_kind(network)} has none. {_HEAD}"

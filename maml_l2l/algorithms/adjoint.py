@@ -78,7 +78,8 @@ def step_back(
     """
     found = gradients
     if found is None:
-        found = adjoint if problem.linear else grad(problem.support_loss)(theta, eta)
+        needed = not problem.linear or (problem.product is None and problem.learns)
+        found = grad(problem.support_loss)(theta, eta) if needed else adjoint
     pull_back = vjp(problem.update, theta, found, phi)[1]
     a, b, d_phi = pull_back(adjoint)  # (2)
     if problem.product is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from maml_l2l.algorithms import adjoint
 from maml_l2l.algorithms.adjoint import Parameters, add_in_place
+from maml_l2l.algorithms.functional import draw_from, random_state
 from maml_l2l.algorithms.scores import Scores
 from maml_l2l.algorithms.task_networks import RATES
 from maml_l2l.tasks.batch import TaskBatch
@@ -31,17 +32,37 @@ class ChunkGradient:
         self.query = tasks.query.contiguous(), tasks.query_labels.contiguous(), normalisation
         self.totals = {name: torch.zeros_like(parameter) for name, parameter in learner.named_parameters()}
         self.weights = learner.step_weights or [*[0.0] * (inner_steps - 1), 1.0]
+        self._states: dict[int | str, list[torch.Tensor]] = {}
 
     def run(self) -> None:
         """Fill `totals` and `scores`."""
         learner, shared = self.learner, self.learner._shared()
-        self.start, self.eta = learner.run("begin", shared, *self.support)
+        self.start, self.eta = self._run("start", "begin", shared, *self.support)
         self.d_eta = {name: torch.zeros_like(value) for name, value in self.eta.items()}
         ways: dict[str, Callable[[], Parameters]] = {"implicit": self._implicit, "reptile": self._displacement}
         first = self._sweep() if learner.first_order else ways.get(learner.gradient, self._sweep)()
-        pulled = learner.run("pull_back", shared, first, self.d_eta, *self.support)
+        pulled = self._run("start", "pull_back", shared, first, self.d_eta, *self.support)
         for name, gradient in pulled.items():
             self._add(name, gradient, 0)
+
+    def _run(self, place: int | str, piece: str, *arguments: Any) -> Any:
+        """A piece of the learner, which draws the random numbers that the first piece at `place` drew.
+
+        place: k of the theta_k that the piece is at, `start` or `end`.  Without this a network with dropout would be
+        another one on the way back.
+        """
+        learner, device = self.learner, self.support[0].device
+        now = random_state(device)
+        known = place in self._states
+        learner._replayed = self._states.setdefault(place, now)
+        try:
+            if known:
+                draw_from(learner._replayed, device)
+            return learner.run(piece, *arguments)
+        finally:
+            learner._replayed = None
+            if known:
+                draw_from(now, device)
 
     def _sweep(self) -> Parameters:
         learner = self.learner
@@ -52,7 +73,7 @@ class ChunkGradient:
 
     def _forward(self, k: int, theta: Parameters) -> tuple[Parameters, Parameters | None]:
         learner, anchor = self.learner, self.start if self.learner.gradient == "implicit" else None
-        following, gradients = learner.run("step", theta, self._eta(k), learner._phi(k), anchor, *self.support)
+        following, gradients = self._run(k, "step", theta, self._eta(k), learner._phi(k), anchor, *self.support)
         return following, gradients if learner.first_order and learner._learns else None
 
     def _at_end(self, theta: Parameters) -> Parameters:
@@ -63,7 +84,7 @@ class ChunkGradient:
         """The last step, there and back: theta_{K-1} -> lambda_{K-1}, all of it times w_K."""
         k, learner = self.steps - 1, self.learner
         others = self._eta(k), learner._phi(k), self._eta(k + 1)
-        adjoint_, d_eta, d_phi, (at_end, self.scores) = learner.run("turn", theta, others, *self.support, *self.query)
+        adjoint_, d_eta, d_phi, (at_end, self.scores) = self._run(k, "turn", theta, others, *self.support, *self.query)
         adjoint_, d_eta, d_phi, at_end = (self._weighted(k + 1, part) for part in (adjoint_, d_eta, d_phi, at_end))
         self._add_eta(at_end, k + 1)
         return self._arrived(k, theta, adjoint_, d_eta, d_phi)
@@ -71,7 +92,7 @@ class ChunkGradient:
     def _backward(self, k: int, theta: Parameters, gradients: Parameters | None, following: Parameters) -> Parameters:
         phi = self.learner._phi(k)
         arguments = theta, gradients, following, self._eta(k), phi, *self.support
-        return self._arrived(k, theta, *self.learner.run("step_back", *arguments))
+        return self._arrived(k, theta, *self._run(k, "step_back", *arguments))
 
     def _arrived(
         self, k: int, theta: Parameters, adjoint_: Parameters, d_eta: Parameters, d_phi: Parameters
@@ -104,11 +125,11 @@ class ChunkGradient:
         right = self._at_end(theta)
 
         def apply(b: Parameters) -> Parameters:
-            product, _ = learner.run("product", theta, self.eta, b, *self.support)
+            product, _ = self._run("end", "product", theta, self.eta, b, *self.support)
             return {name: value + product[name] / strength for name, value in b.items()}
 
         solution = adjoint.conjugate_gradients(apply, right, learner.cg_steps)
-        _, mixed = learner.run("product", theta, self.eta, solution, *self.support)
+        _, mixed = self._run("end", "product", theta, self.eta, solution, *self.support)
         self._add_eta({name: -value / strength for name, value in mixed.items()}, 0)
         return solution
 

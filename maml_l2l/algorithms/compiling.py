@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from maml_l2l.algorithms.functional import random_state
 from maml_l2l.system.messages import warn_user
 
 # Of a piece's results, by their norm; bfloat16 products, which compiled code rounds elsewhere, make 0.14 of it.
@@ -67,8 +68,12 @@ class CompiledPieces:
         # Launching its kernels one by one would take a GPU longer than running them: CUDA graphs launch all at once.
         on_gpu = any(leaf.is_cuda for leaf in _tensors(arguments))
         compiled = torch.compile(piece, dynamic=False, fullgraph=True, mode="reduce-overhead" if on_gpu else None)
+        device = next(_tensors(arguments)).device
+        before = random_state(device)
         expected = function(*arguments)
         try:
+            if any(not torch.equal(*states) for states in zip(before, random_state(device), strict=True)):
+                raise ArithmeticError("the network draws random numbers, which compiled code would draw otherwise")
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module=r"torch\._inductor")  # advice to who writes kernels
                 found = _own(compiled(*arguments))

@@ -35,6 +35,19 @@ def call_with(
     return functional_call(module, {**parameters, **shared}, inputs, tie_weights=False)
 
 
+def random_state(device: torch.device) -> list[torch.Tensor]:
+    """The states of the generators that a module on `device` draws from."""
+    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
+def draw_from(state: list[torch.Tensor], device: torch.device) -> None:
+    """Go on drawing as after `state`, one of `random_state(device)`."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
+
+
 def in_precision(dtype: torch.dtype, values: torch.Tensor) -> torch.Tensor:
     """`values` in `dtype`, where they are real numbers; labels, say, stay as they are."""
     return values.to(dtype) if values.is_floating_point() else values

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from maml_l2l.algorithms.checks import first_outputs
 from maml_l2l.algorithms.clone import TaskClone
 from maml_l2l.algorithms.heads import identity_head, prototype_head
 from maml_l2l.algorithms.meta_learner import MetaLearner
@@ -39,7 +40,7 @@ class LoopMAML(MetaLearner):
     ) -> Iterator[nn.Module]:
         first_order = self.first_order or not torch.is_grad_enabled()
         with torch.enable_grad():
-            learner = self.clone(first_order=first_order)
+            learner = self._clone(first_order=first_order)
             if self.prototype_head:
                 self._start_from_prototypes(learner, support, labels, ways)
         for step in range(steps[-1] + 1):
@@ -47,7 +48,7 @@ class LoopMAML(MetaLearner):
                 yield learner.module
             if step < steps[-1]:
                 with torch.enable_grad():
-                    outputs = learner(support)[..., :ways]
+                    outputs = first_outputs(learner(support), ways)
                     learner.adapt(self.task_losses(outputs[None], labels[None]).sum())
 
     def _kept(self, networks: tuple[nn.Module, ...]) -> tuple[nn.Module, ...]:
@@ -66,9 +67,9 @@ class LoopMAML(MetaLearner):
             if normalisation == "batch":
                 outputs = network(asked)
             else:
-                with first_images_normalise(network, len(known)):
+                with first_images_normalise(network, len(known), len(known) + len(asked)):
                     outputs = network(torch.cat([known, asked]))[len(known) :]
-            answers.append(outputs[..., :ways])
+            answers.append(first_outputs(outputs, ways))
         return torch.stack(answers)
 
     def _start_from_prototypes(

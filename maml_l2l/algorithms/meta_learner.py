@@ -8,22 +8,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import vmap
 from torch.nn import functional as F
 
+from maml_l2l.algorithms import checks
 from maml_l2l.algorithms.adapted import AdaptedNetworks
-from maml_l2l.algorithms.checks import check_module, check_normalisation
 from maml_l2l.algorithms.clone import TaskClone
 from maml_l2l.algorithms.features import features_of, head_learner
 from maml_l2l.algorithms.functional import plain_attention
 from maml_l2l.algorithms.norms import NormsPerStep
-from maml_l2l.algorithms.scores import Scores, mean_cross_entropy, score
+from maml_l2l.algorithms.scores import Loss, Scores, task_losses, task_scores
 from maml_l2l.algorithms.transforms import GradientTransform
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.learn2learn_import import MAML, clone_module
 from maml_l2l.tasks.batch import TaskBatch
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class MetaLearner(MAML):
@@ -71,19 +68,25 @@ class MetaLearner(MAML):
         Raises `UserError` where the module keeps running statistics, which tasks would share, or has parameters
         without gradients that `allow_nograd=False` rules out.
         """
-        check_module(model, allow_nograd)
+        checks.check_module(model, allow_nograd)
         super().__init__(model, lr, first_order, allow_unused, allow_nograd)
         self.loss = loss
         self.register_parameter("inner_lrs", None)
         self.transform = self.norms = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises `UserError` where `value` is none that the attribute can have."""
+        checks.check_setting(self, name, value)
+        super().__setattr__(name, value)
 
     def learn_inner_lrs(self, steps: int) -> None:
         """Meta-learn a step size for each parameter tensor in each of `steps` inner steps, starting from `lr`.
 
         Whatever adapts for more steps takes the last ones again (LSLR: Antoniou et al., 2019, section 4).
         """
-        tensors = len(list(self.module.parameters()))
-        self.inner_lrs = nn.Parameter(torch.full((steps, tensors), self.lr))
+        checks.check_positive("steps", steps)
+        parameters = list(self.module.parameters())
+        self.inner_lrs = nn.Parameter(parameters[0].new_full((steps, len(parameters)), self.lr).detach())
 
     def learn_transform(self, transform: Callable[[torch.Tensor], nn.Module | None], linear: bool = False) -> None:
         """Meta-learn a transform of each parameter's gradient, as learn2learn's `GBML` does (Arnold et al., 2019).
@@ -111,8 +114,15 @@ class MetaLearner(MAML):
     ) -> TaskClone:
         """A copy of the module that `adapt(loss)` fits to one task, by the step sizes and transform of this learner.
 
-        See learn2learn's `MAML.clone`: losses of the clone lead back to the parameters of this learner.
+        See learn2learn's `MAML.clone`: losses of the clone lead back to the parameters of this learner. Raises
+        `UserError` where more than that is to be done: for a head of prototypes, and the implicit gradient.
         """
+        checks.check_cloneable(self)
+        return self._clone(first_order, allow_unused, allow_nograd)
+
+    def _clone(
+        self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
+    ) -> TaskClone:
         defaults = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
         options = {name: getattr(self, name) if value is None else value for name, value in defaults.items()}
         return TaskClone(clone_module(self.module), self, **options)
@@ -133,18 +143,11 @@ class MetaLearner(MAML):
 
     def task_losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """outputs: (T, n, ...), targets: (T, n, ...) -> the loss of each task (T,)."""
-        if self.loss is None:
-            return mean_cross_entropy(outputs, targets)
-        return vmap(self.loss)(outputs, targets)
+        return task_losses(self.loss, outputs, targets)
 
     def score(self, outputs: torch.Tensor, targets: torch.Tensor) -> Scores:
         """outputs: (T, n, ...), targets: (T, n, ...) -> losses and accuracies (T,); see `Scores`."""
-        if self.loss is None:
-            return score(outputs, targets)
-        losses = self.task_losses(outputs, targets)
-        if targets.is_floating_point():
-            return Scores(losses, torch.full_like(losses, torch.nan))
-        return Scores(losses, (outputs.argmax(-1) == targets).to(losses.dtype).mean(-1))
+        return task_scores(self.loss, outputs, targets)
 
     @plain_attention()
     def adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str = "batch") -> torch.Tensor:
@@ -158,7 +161,8 @@ class MetaLearner(MAML):
         """
         if list(steps) != sorted(set(steps)) or not steps or steps[0] < 0:
             raise UserError(f"steps should be numbers from 0, each greater than the one before, found {list(steps)}.")
-        check_normalisation(normalisation)
+        checks.check_normalisation(normalisation)
+        checks.check_steps(self, steps[-1])
         parts = [self._adapt_and_score(part, steps, normalisation) for part in tasks.chunks(len(tasks))]
         queries, outputs = (max(part.shape[dim] for part in parts) for dim in (-2, -1))
         padded = [
@@ -174,6 +178,7 @@ class MetaLearner(MAML):
 
         support: (T, n, ...).  labels: (T, n).  ways: see `TaskBatch`.  steps: see `adapt_and_score`.
         """
+        checks.check_steps(self, steps[-1])
         head, network = head_learner(self), None
         if head is not None:
             network, support = self.module, features_of(self.module, support)
@@ -212,7 +217,8 @@ class MetaLearner(MAML):
         That is the mean over tasks of the gradient of the query loss after `inner_steps` steps (Finn et al., 2017,
         equation 4). Works on `task_chunk` tasks at a time, which bounds the memory.
         """
-        check_normalisation(normalisation)
+        checks.check_normalisation(normalisation)
+        checks.check_steps(self, inner_steps)
         if self.step_weights is not None and len(self.step_weights) != inner_steps:
             raise UserError(f"there are {len(self.step_weights)} step_weights for {inner_steps} inner steps.")
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -232,6 +238,7 @@ class MetaLearner(MAML):
     def _default_chunk(self, tasks: TaskBatch) -> int:
         return 1
 
+    @torch.enable_grad()
     def _chunk_gradient(
         self, tasks: TaskBatch, inner_steps: int, normalisation: str
     ) -> tuple[Sequence[torch.Tensor], Scores]:

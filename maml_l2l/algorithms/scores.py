@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch.func import vmap
 from torch.nn import functional as F
+
+from maml_l2l.algorithms.checks import check_scalars
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Scores(NamedTuple):
@@ -27,6 +33,33 @@ def score(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
     """logits: (..., images, ways), labels: (..., images) int64 -> losses and accuracies (...)."""
     losses = mean_cross_entropy(logits, labels)
     return Scores(losses, (logits.argmax(-1) == labels).to(losses.dtype).mean(-1))
+
+
+def task_losses(loss: Loss | None, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """outputs: (T, n, ...), targets: (T, n, ...) -> `loss` of each task (T,); None: the mean cross-entropy in nats.
+
+    Raises `UserError` where `loss` gives more than a scalar.
+    """
+    if loss is None:
+        return mean_cross_entropy(*_flat(outputs, targets))
+    losses = vmap(loss)(outputs, targets)
+    check_scalars(losses)
+    return losses
+
+
+def task_scores(loss: Loss | None, outputs: torch.Tensor, targets: torch.Tensor) -> Scores:
+    """As `task_losses`, with accuracies: NaN with a loss of one's own, but where targets are a class per image."""
+    if loss is None:
+        return score(*_flat(outputs, targets))
+    losses = task_losses(loss, outputs, targets)
+    if targets.dtype != torch.int64 or targets.ndim != 2 or outputs.shape[:-1] != targets.shape:
+        return Scores(losses, torch.full_like(losses, torch.nan))
+    return Scores(losses, (outputs.argmax(-1) == targets).to(losses.dtype).mean(-1))
+
+
+def _flat(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(T, all outputs of a task, classes), (T, all its targets): an image may have several, as a text has words."""
+    return outputs.flatten(1, -2), targets.flatten(1)
 
 
 @dataclass(frozen=True)

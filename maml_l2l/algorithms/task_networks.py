@@ -10,7 +10,8 @@ from torch.func import grad, vjp, vmap
 
 from maml_l2l.algorithms import adjoint
 from maml_l2l.algorithms.adjoint import Parameters, Problem, for_each_task
-from maml_l2l.algorithms.functional import call_with, in_precision
+from maml_l2l.algorithms.checks import first_outputs
+from maml_l2l.algorithms.functional import call_with, draw_from, in_precision
 from maml_l2l.algorithms.heads import WEIGHT, identity_head, prototype_head
 from maml_l2l.algorithms.meta_learner import MetaLearner
 from maml_l2l.algorithms.scores import Scores
@@ -37,6 +38,9 @@ class TaskNetworks(MetaLearner):
 
     _others: dict[str, str]
     """See `call_with`."""
+
+    _replayed: list[torch.Tensor] | None = None
+    """What every support loss draws its random numbers from: those of one inner step have one mask of dropout."""
 
     def _begin(
         self, shared: Parameters, support: torch.Tensor, labels: torch.Tensor, ways: int | None
@@ -136,6 +140,8 @@ class TaskNetworks(MetaLearner):
         self, anchor: Parameters | None, support: torch.Tensor, labels: torch.Tensor, ways: int | None
     ) -> Problem:
         def support_loss(theta: Parameters, eta: Parameters) -> torch.Tensor:
+            if self._replayed is not None and not torch.compiler.is_compiling():
+                draw_from(self._replayed, support.device)
             # Finite differences ask in float64, of a network that may be in float32.
             dtype = next(iter(theta.values())).dtype
             images, targets = in_precision(dtype, support), in_precision(dtype, labels)
@@ -163,7 +169,7 @@ class TaskNetworks(MetaLearner):
         else:
             each = vmap(lambda theta, x: call_with(self.module, theta | eta, self._others, x), randomness="different")
             outputs = each(theta, images)
-        return outputs[..., :ways] if ways is not None else outputs
+        return first_outputs(outputs, ways)
 
     def _update(self, theta: Parameters, gradients: Parameters, phi: Parameters) -> Parameters:
         """U: Finn et al. (2017), equation 1, with a step size per tensor and the transform where they are learned."""

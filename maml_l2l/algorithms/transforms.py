@@ -27,8 +27,9 @@ class GradientTransform(nn.Module):
         linear: every module is linear in the gradient.
         """
         super().__init__()
-        modules = {name: transform(parameter) for name, parameter in network.named_parameters()}
-        made = {name: module for name, module in modules.items() if module is not None}
+        parameters = dict(network.named_parameters())
+        modules = {name: transform(parameter) for name, parameter in parameters.items()}
+        made = {name: module.to(parameters[name].dtype) for name, module in modules.items() if module is not None}
         self.linear, self._index = linear, {name: index for index, name in enumerate(made)}
         self.transforms = nn.ModuleList(made.values())
 

@@ -9,11 +9,11 @@ import torch
 from torch.func import grad
 
 from maml_l2l.algorithms.adjoint import Parameters
+from maml_l2l.algorithms.checks import check_unlearned, unsuited_networks_explained
 from maml_l2l.algorithms.chunk_gradient import ChunkGradient
 from maml_l2l.algorithms.compiling import CompiledPieces
 from maml_l2l.algorithms.functional import other_names
-from maml_l2l.algorithms.meta_learner import Loss
-from maml_l2l.algorithms.scores import Scores
+from maml_l2l.algorithms.scores import Loss, Scores
 from maml_l2l.algorithms.task_networks import TaskNetworks
 from maml_l2l.backbones import first_images_normalise
 from maml_l2l.system.errors import UserError
@@ -62,12 +62,17 @@ class VectorizedMAML(TaskNetworks):
         super().__init__(model, lr, first_order, allow_unused, allow_nograd, loss)
         if not self.allow_unused:
             raise UserError("VectorizedMAML does not look for unused parameters: leave allow_unused=False to LoopMAML.")
-        self._pieces, self._moving, self._others = CompiledPieces(), set[str](), other_names(model)
+        self._pieces = CompiledPieces()
+        self._look_up()
+
+    def _look_up(self) -> None:
+        self._moving, self._others = set(self.adapted_names()), other_names(self.module)
 
     def _adapt(
         self, support: torch.Tensor, labels: torch.Tensor, ways: int | None, steps: Sequence[int]
     ) -> Iterator[tuple[Parameters, Parameters]]:
-        differentiable, self._moving = torch.is_grad_enabled(), set(self.adapted_names())
+        differentiable = torch.is_grad_enabled()
+        self._look_up()
         task = support.contiguous(), labels.contiguous(), ways
         theta, eta = self.run("begin", self._shared(), *task)
         anchor = theta if self.gradient == "implicit" else None
@@ -93,7 +98,7 @@ class VectorizedMAML(TaskNetworks):
         self, theta: Parameters, eta: Parameters, phi: Parameters, anchor: Parameters | None, *support: Any
     ) -> Parameters:
         """For `autograd` to differentiate, as a loss of the caller's own on the outputs may want."""
-        with torch.set_grad_enabled(not self.first_order):
+        with unsuited_networks_explained(), torch.set_grad_enabled(not self.first_order):
             gradients = grad(self._problem(anchor, *support).support_loss)(theta, eta)
         return self._update(theta, gradients, phi)
 
@@ -101,7 +106,8 @@ class VectorizedMAML(TaskNetworks):
     def _chunk_gradient(
         self, tasks: TaskBatch, inner_steps: int, normalisation: str
     ) -> tuple[Sequence[torch.Tensor], Scores]:
-        self._moving = set(self.adapted_names())
+        check_unlearned(self)
+        self._look_up()
         chunk = ChunkGradient(self, tasks, inner_steps, normalisation)
         chunk.run()
         self._pieces.announce()
@@ -112,8 +118,14 @@ class VectorizedMAML(TaskNetworks):
         """Call `_{piece}` of `TaskNetworks`, compiled where that is wanted and can be had."""
         function = getattr(self, f"_{piece}")
         trivial = piece == "begin" and not self.prototype_head
-        inductive = arguments[-1] == "support" and not self._batches_itself
-        with first_images_normalise(self.module, arguments[2].shape[1] if inductive else None):
+        first = total = None
+        if arguments[-1] == "support" and not self._batches_itself:
+            support, query = arguments[2], arguments[3 if piece == "outputs" else -3]
+            first, total = support.shape[1], support.shape[1] + query.shape[1]
+        with (
+            unsuited_networks_explained(),
+            first_images_normalise(self.module, first, total),
+        ):
             if not self.compiled or trivial or torch.is_grad_enabled():
                 return function(*arguments)
             name = f"{piece} (first order)" if piece in ("turn", "step_back") and self.first_order else piece

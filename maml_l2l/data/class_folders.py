@@ -27,6 +27,17 @@ _PARTS = {
 }
 
 
+def looks_like_classes(root: Path) -> bool:
+    """Whether most folders of `root`, or of a part of a split in it, hold pictures themselves. Raises `OSError`."""
+    if not root.is_dir():
+        return False
+    folders = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    if any(looks_like_classes(folder) for folder in folders if folder.name.lower() in _PARTS):
+        return True
+    with_pictures = [folder for folder in folders if any(is_picture_name(entry.name) for entry in folder.iterdir())]
+    return len(with_pictures) > 1 and 2 * len(with_pictures) > len(folders)
+
+
 class ClassFolders(NamedTuple):
     """files: sorted by class. class_names: sorted. parts: that of each class, None where the folder is not split."""
 
@@ -54,7 +65,8 @@ def find_classes(root: Path, otherwise: str = "") -> ClassFolders:
         raise UserError(f"cannot read {error.filename}: {reason(error)}. Make it readable, or remove it.") from None
     if leaves == {"": []} or not leaves:
         raise NoPictures(
-            f"there are no pictures in {root}. Put them into a folder for each class, such as "
+            f"there {'are no pictures in' if root.exists() else 'is no folder'} {root}. Put pictures into a folder for "
+            "each class, such as "
             f"{root}/cat/1.jpg{otherwise}."
         )
     if runs:

@@ -11,8 +11,10 @@ from scipy import ndimage
 
 from maml_l2l.data.depth import eight_bits
 from maml_l2l.data.ink import SIZE, ink_pixels
+from maml_l2l.data.sheet import sheet_alone
+from maml_l2l.data.strokes import otsu, pen_width
 
-NORMALISATION_VERSION = 2  # raise it with every change that alters a pixel: it is part of the caches' keys
+NORMALISATION_VERSION = 3  # raise it with every change that alters a pixel: it is part of the caches' keys
 
 EXTENT, PEN = 20, 2.0  # of the drawing's longer side and of the strokes in the pixels of (SIZE, SIZE)
 _FINE = 4  # the work goes on in pixels so many times finer
@@ -82,14 +84,6 @@ def square(mask: np.ndarray) -> np.ndarray:
     return cover > 255 * half
 
 
-def pen_width(mask: np.ndarray) -> float:
-    """The mean width of the strokes in pixels: twice the area by the perimeter, which is Crofton's of 4 directions."""
-    inked = np.pad(mask, 1)
-    straight = np.count_nonzero(inked[1:] != inked[:-1]) + np.count_nonzero(inked[:, 1:] != inked[:, :-1])
-    slant = np.count_nonzero(inked[1:, 1:] != inked[:-1, :-1]) + np.count_nonzero(inked[1:, :-1] != inked[:-1, 1:])
-    return 2 * np.count_nonzero(mask) / (math.pi / 8 * max(straight + slant / math.sqrt(2), 1))
-
-
 def one_pen(mask: np.ndarray) -> np.ndarray:
     """(112, 112) from 0 to 1: the same drawing with strokes of `PEN` * `_FINE` pixels."""
     grow = (_FINE * PEN - pen_width(mask)) / 2
@@ -128,6 +122,7 @@ def _opaque_ink(image: Image.Image) -> np.ndarray:
 
 
 def _grey_ink(grey: Image.Image) -> np.ndarray:
+    grey = Image.fromarray(sheet_alone(np.asarray(grey)))
     cells = np.asarray(grey.resize([min(_CELLS, side) for side in grey.size], Image.Resampling.BOX), np.float32)
     if _is_light_on_dark(cells):
         grey, cells = ImageOps.invert(grey), 255 - cells
@@ -135,7 +130,7 @@ def _grey_ink(grey: Image.Image) -> np.ndarray:
     missing = (paper - np.asarray(grey)) / np.maximum(paper, _DIM)  # the share of its paper's light
     some = missing[::4]
     noise = np.median(np.abs(np.diff(some, axis=1))) / 0.954 if some.shape[1] > 1 else 0  # 0.954: of normal deviates
-    sure = max(_otsu(missing), _FAINTEST, np.median(some) + _NOISES * noise)
+    sure = max(otsu(missing), _FAINTEST, np.median(some) + _NOISES * noise)
     return _without_specks(missing > 0.6 * sure, missing > sure)
 
 
@@ -186,16 +181,6 @@ def _surface_terms(shape: tuple[int, int]) -> np.ndarray:
     y, x = (np.linspace(-1, 1, side, dtype=np.float32) for side in shape)
     y, x = (axis.ravel() for axis in np.meshgrid(y, x, indexing="ij"))
     return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
-
-
-def _otsu(values: np.ndarray) -> float:
-    """The threshold between two kinds of values from 0 to 1 that leaves least variance within them (Otsu, 1979)."""
-    counts = np.bincount((255 * values.clip(0, 1)).astype(np.uint8).ravel(), minlength=256).astype(float)
-    weight, total = counts.cumsum(), (counts * np.arange(256)).cumsum()
-    inside = (weight > 0) & (weight < weight[-1])
-    between = np.zeros(256)
-    between[inside] = (total * weight[-1] - total[-1] * weight)[inside] ** 2 / (weight * (weight[-1] - weight))[inside]
-    return (np.flatnonzero(between == between.max()).mean() + 0.5) / 255
 
 
 def _without_specks(mask: np.ndarray, sure: np.ndarray) -> np.ndarray:

@@ -45,7 +45,8 @@ class UnreadablePictures(UserError):
         self.problems, self.among = problems, among
         found = list(problems.values())
         several = f"{len(found)} of {among} pictures cannot be read (predict --skip_damaged leaves them out): "
-        super().__init__(found[0] if len(found) == 1 else several + listing(found, most=100))
+        in_one = listing([problem.rstrip(".") for problem in found], most=100)
+        super().__init__(found[0] if len(found) == 1 else f"{several}{in_one}.")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.problems, self.among)

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from maml_l2l.config import Data
+from maml_l2l.data.class_folders import looks_like_classes
 from maml_l2l.data.folder import load_folder
 from maml_l2l.data.glyphs import load_glyphs
 from maml_l2l.data.labelled_images import LabelledImages, joined
 from maml_l2l.data.omniglot import load_omniglot
+from maml_l2l.data.omniglot_folder import holds_omniglot
 from maml_l2l.data.splits import (
     ClassSplit,
     finn_split,
@@ -18,6 +20,8 @@ from maml_l2l.data.splits import (
     glyph_alphabets,
     omniglot_alphabets,
 )
+from maml_l2l.system.errors import UserError
+from maml_l2l.system.files import reason
 
 _GLYPHS = "glyphs"  # the first part of their names among the `drawings`; no alphabet of Omniglot's, so they train
 
@@ -27,6 +31,7 @@ def load_data(data: Data) -> LabelledImages:
     root = Path(data.root)
     if data.name == "folder":
         return load_folder(data)
+    _check_no_pictures(root, data.name)
     if data.name == "omniglot":
         return load_omniglot(root, source=data.source, verify=data.verify, ink=data.ink)
     glyphs = load_glyphs(root, alphabets=data.alphabets, ink=data.ink)
@@ -34,6 +39,19 @@ def load_data(data: Data) -> LabelledImages:
         return glyphs
     renamed = replace(glyphs, class_names=tuple(f"{_GLYPHS}/{name}" for name in glyphs.class_names))
     return joined(load_omniglot(root, source=data.source, verify=data.verify, ink=data.ink), renamed)
+
+
+def _check_no_pictures(root: Path, name: str) -> None:
+    """Raise `UserError` where `root` is a folder of the user's pictures, into which nothing else is to be put."""
+    try:
+        own = not holds_omniglot(root) and looks_like_classes(root)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {reason(error)}. Name another data.root.") from None
+    if own:
+        raise UserError(
+            f"{root} holds folders of pictures, and data.name is {name}, which would be put beside them. To take the "
+            "pictures: --set data.name=folder. Otherwise name another folder."
+        )
 
 
 def class_split(data: Data, images: LabelledImages) -> ClassSplit:

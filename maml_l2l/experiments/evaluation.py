@@ -65,8 +65,8 @@ def evaluate_learner(
         for start in starts[distributed.rank() :: distributed.processes()]:
             batch = source.batch(start, min(_TASKS_AT_ONCE, tasks - start)).to(device)
             logits = [adapting.adapt_and_score(chunk, steps, normalisation) for chunk in adapting.chunks(batch)]
-            labels = batch.query_labels.expand(len(steps), -1, -1)
-            parts.append(Scores(*(part.cpu().double() for part in learner.score(torch.cat(logits, dim=1), labels))))
+            scores = [learner.score(outputs, batch.query_labels) for outputs in torch.cat(logits, dim=1)]
+            parts.append(Scores(*(torch.stack(part).cpu().double() for part in zip(*scores, strict=True))))
             bar.update(len(batch) * distributed.processes())
     learner.train(training)
     shares = distributed.from_all(parts, patient=True)  # some have a batch more than others

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -75,7 +76,8 @@ class MetaTrainer:
         for tasks in self.training_tasks.batches(starts, count, self.device, workers):
             meta_lr = self._set_meta_lr(self.done)
             self.anneal()
-            loss, accuracy = self._meta_gradient(tasks)
+            with seeded(self._seed(), self.device):  # dropout, so that a resumed run draws what this one would have
+                loss, accuracy = self._meta_gradient(tasks)
             self.optimizer.step()
             if self.average is not None:
                 self.average.update()
@@ -100,6 +102,10 @@ class MetaTrainer:
         if settings.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         return loss, 100 * accuracy
+
+    def _seed(self) -> int:
+        """Of what the networks of this process draw in the meta-iteration to come."""
+        return random.Random(f"{self.experiment.run.seed}/{self.done}/{distributed.rank()}").getrandbits(63)
 
     def validate(self) -> Evaluation:
         """Scores on the fixed validation tasks, after as many inner steps and normalised as in training.

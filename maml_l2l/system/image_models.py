@@ -152,7 +152,7 @@ def _listed(library: str) -> tuple[set[str], set[str]]:
             raise
         raise MissingPackage(
             f"model.name: {library} is not installed, which has this network: pip install {library}, or both "
-            "libraries by pip install -e .[photos]."
+            "libraries by pip install -e '.[photos]'."
         ) from None
 
 

@@ -517,7 +517,7 @@ function story(shown, first, loss, facts) {
   const start = best(shown, 0);
   const steps = loss.length - 1;
   if (!steps)
-    return "This network compares with the mean of each sign's pictures (prototypes), and takes no gradient step. To watch one, choose another network.";
+    return "This network has learned your signs at once, as the mean of each one's pictures (prototypes), without a gradient step. Other networks take steps.";
   const after = steps === 1 ? "one gradient step" : `${steps} gradient steps`;
   const fell = `the loss on your signs went from ${loss[0].toFixed(2)} to ${loss[steps].toFixed(2)}.`;
   const how = facts.prototype
