@@ -315,7 +315,7 @@ def test_nothing_is_put_beside_the_user_s_pictures(tmp_path, name, tops):
     fill(tmp_path, [f"{tops}{letter}" for letter in "abc"], pictures=1)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=f"holds folders of pictures, and data.name is {name}, .* --set data.name=fol"):
-        load_data(load_experiment(None, [f"data.name={name}", f"data.root={tmp_path}"]).data)
+        load_data(load_experiment(None, [f"data.name={name}", "data.split=alphabets", f"data.root={tmp_path}"]).data)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -282,7 +282,7 @@ def test_the_path_of_the_checkpoint_is_said_to_be_its_own(model, tmp_path, monke
     sizes = ["--tasks", 2, "--steps", 0]
     code, shown = command(monkeypatch, capsys, eval_command, "--model", "m.pth", *sizes)
     assert code == 2 and shown.err.count("\n") == 1
-    assert "error: there are no pictures in d. " in shown.err
+    assert "error: there is no folder d. " in shown.err
     assert "This is the path that the checkpoint was trained with" in shown.err and "--path" in shown.err
     code, shown = command(monkeypatch, capsys, eval_command, "--model", "m.pth", *sizes, "--path", "elsewhere")
     assert code == 2 and "the path that the checkpoint was trained with" not in shown.err
