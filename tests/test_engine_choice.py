@@ -34,6 +34,7 @@ MLP = {"name": "mlp", "ways": 3, "channels": 1, "image_size": 8}
         (CONV4, {"gradient": "reptile"}, {}, VectorizedMAML),
         (CONV4, {"gradient": "finite_difference"}, {}, VectorizedMAML),
         (CONV4, {"engine": "vectorized"}, {}, VectorizedMAML),
+        (CONV4, {"engine": "vectorized", "gradient": "first"}, {}, VectorizedMAML),
         (MLP, {}, {}, VectorizedMAML),
         (MLP, {"engine": "loop"}, {"device": "cuda"}, LoopMAML),
     ],

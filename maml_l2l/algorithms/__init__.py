@@ -49,11 +49,8 @@ def build_learner(
     learner.task_chunk, learner.prototype_head = algorithm.task_chunk, algorithm.head == "prototype"
     learner.adapted = _patterns(algorithm.adapt, network)
     if isinstance(learner, VectorizedMAML):
-        learner.compiled, learner.recompute, learner.gradient = (
-            compile,
-            algorithm.recompute is not None,
-            algorithm.gradient,
-        )
+        learner.compiled, learner.recompute = compile, algorithm.recompute is not None
+        learner.gradient = "second" if algorithm.gradient == "first" else algorithm.gradient  # and first_order
         learner.proximal, learner.cg_steps = algorithm.proximal, algorithm.cg_steps
     if algorithm.learn_inner_lr:
         learner.learn_inner_lrs(algorithm.inner_steps)
