@@ -124,7 +124,7 @@ def test_it_opens_with_an_answer_and_learns_what_is_drawn(visit):
     assert bars(page)[2] == ("sign 3", "no drawing yet")
     assert sum(float(share.split()[0]) for _, share in bars(page)[:2]) == pytest.approx(100, abs=0.11)
     assert page.is_visible("#seen")
-    assert "compares with the mean of each sign's pictures" in page.inner_text("#story")
+    assert "as the mean of each one's pictures" in page.inner_text("#story")
     page.select_option("#network", "omniglot_5w1s_meta_curvature")
     answered(page)
     assert "After one gradient step: sign 1" in page.inner_text("#story")

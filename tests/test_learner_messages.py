@@ -52,7 +52,6 @@ def tasks(targets=None):
         ("gradient", "Implicit", "gradient: expected one of second, implicit, reptile, finite_difference, found 'Impl"),
         ("gradient", "first", "found 'first'. First order is first_order=True."),
         ("adapted", "head.*", r"adapted: expected a list of patterns, such as \['head.*'\], found 'head.*'."),
-        ("adapted", [], r"adapted: expected a list of patterns, such as \['head.*'\], found \[\]."),
         ("adapted", ["hed.*"], "adapted: no parameter is called 'hed.*'. There are: body.weight, body.bias, head.wei"),
         ("task_chunk", -1, "task_chunk: expected 1 or more, found -1."),
     ],

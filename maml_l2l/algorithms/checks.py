@@ -96,7 +96,7 @@ def check_scalars(losses: torch.Tensor) -> None:
 
 def _check_patterns(patterns: Sequence[str], module: nn.Module) -> None:
     names = [name for name, _ in module.named_parameters()]
-    if isinstance(patterns, str) or not patterns:
+    if isinstance(patterns, str):
         raise UserError(f"adapted: expected a list of patterns, such as ['head.*'], found {patterns!r}.")
     for pattern in patterns:
         if not matching(names, pattern):
