@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
-from scipy.spatial import ConvexHull
 
 from maml_l2l.data.strokes import otsu, pen_width
 
@@ -65,6 +64,8 @@ def _is_sheet(smooth: np.ndarray, light: np.ndarray, sheet: np.ndarray, found: n
 
 def _hull(mask: np.ndarray) -> np.ndarray:
     """The convex hull of `mask`."""
+    from scipy.spatial import ConvexHull  # slow to load, and few pictures need it
+
     points = np.argwhere(mask & ~ndimage.binary_erosion(mask))[:, ::-1]
     corners = points[ConvexHull(points).vertices]
     image = Image.new("1", mask.shape[::-1])

@@ -21,7 +21,6 @@ from maml_l2l.data.splits import (
     omniglot_alphabets,
 )
 from maml_l2l.system.errors import UserError
-from maml_l2l.system.files import reason
 
 _GLYPHS = "glyphs"  # the first part of their names among the `drawings`; no alphabet of Omniglot's, so they train
 
@@ -45,8 +44,8 @@ def _check_no_pictures(root: Path, name: str) -> None:
     """Raise `UserError` where `root` is a folder of the user's pictures, into which nothing else is to be put."""
     try:
         own = not holds_omniglot(root) and looks_like_classes(root)
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {reason(error)}. Name another data.root.") from None
+    except OSError:  # something there is not to be read, as `lost+found`; whether that matters is found later
+        return
     if own:
         raise UserError(
             f"{root} holds folders of pictures, and data.name is {name}, which would be put beside them. To take the "
