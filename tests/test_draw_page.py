@@ -78,7 +78,9 @@ def verdict(page):
 
 def bars(page):
     """(name, probability or what is said instead) of each sign."""
-    return [tuple(filter(None, text.split("\n"))) for text in page.locator("#bars li").all_inner_texts()]
+    # One call: between a locator's two, the page may have drawn its bars anew.
+    texts = "() => [...document.querySelectorAll('#bars li')].map((row) => [...row.children].map((part) => part.innerText))"
+    return [tuple(filter(None, row)) for row in page.evaluate(texts)]
 
 
 def field(page, sign, number=0):
