@@ -155,7 +155,7 @@ def workers(job):
 
 
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_one_never_stopped(overrides, tmp_path):
-    settings = [*overrides, "train.iterations=160", "train.checkpoint_every=10", "train.validate_every=80"]
+    settings = [*overrides, "train.iterations=80", "train.checkpoint_every=10", "train.validate_every=40"]
     in_processes(2, tmp_path / "meeting", train_and_list, settings, tmp_path / "straight")
     job = torchrun("--set", *settings, "--run_dir", tmp_path / "run", restarts=1)
     try:

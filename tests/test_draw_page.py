@@ -79,8 +79,8 @@ def verdict(page):
 def bars(page):
     """(name, probability or what is said instead) of each sign."""
     # One call: between a locator's two, the page may have drawn its bars anew.
-    texts = "() => [...document.querySelectorAll('#bars li')].map((row) => [...row.children].map((part) => part.innerText))"
-    return [tuple(filter(None, row)) for row in page.evaluate(texts)]
+    texts = "rows => rows.map((row) => [...row.children].map((part) => part.innerText))"
+    return [tuple(filter(None, row)) for row in page.locator("#bars li").evaluate_all(texts)]
 
 
 def field(page, sign, number=0):

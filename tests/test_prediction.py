@@ -91,7 +91,8 @@ def test_steps_are_those_of_training_unless_others_are_asked_for(path, drawings)
 def test_fewer_classes_than_ways_are_served_and_more_are_refused(path, drawings):
     classifier = FewShotClassifier(path).fit(drawings(0)[:4], [0, 1, 0, 1])
     assert classifier.predict_proba(drawings(0)[4:]).shape == (16, 2)
-    with pytest.raises(UserError, match=r"head has 3 outputs, so it serves tasks of up to 3 classes, not of 4"):
+    message = r"head has 3 outputs, so it serves tasks of up to 3 classes, not of 4. Use fewer classes, a network for"
+    with pytest.raises(UserError, match=message):
         classifier.fit(drawings(0)[:4], [0, 1, 2, 3])
     assert classifier.classes_.tolist() == [0, 1], "what was refused has changed the classifier"
 

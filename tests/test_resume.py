@@ -91,7 +91,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(overrides, uni
         start(overrides, tmp_path / name / "run").join()
         whole = time.monotonic() - began
     moments, killed, folders = random.Random(5), 0, itertools.count()
-    while killed < 12:
+    while killed < 6:
         folder, exitcode = tmp_path / str(next(folders)) / "run", None
         while exitcode != 0:
             process = start(overrides, folder)

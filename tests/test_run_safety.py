@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import stat
 import sys
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
 from maml_l2l.config import load_experiment
-from maml_l2l.experiments import resuming, training
+from maml_l2l.experiments import resuming, run_folder, training
 from maml_l2l.experiments.training import train
-from maml_l2l.system.errors import UserError
+from maml_l2l.system.errors import Stopped, UserError
 from tests.commands import assert_user_error, run
 from tests.test_training import TINY, metrics
 
@@ -220,6 +221,36 @@ def test_curves_that_cannot_be_drawn_cost_a_warning(longer, folder, monkeypatch)
     with pytest.warns(UserWarning, match="the curves could not be drawn: no fonts"):
         train(longer, folder, resume=True)
     assert load_checkpoint(folder / "last.pth").iteration == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "drawings"),
+    [
+        (0, None, 2),
+        (1000, None, 1),
+        (1000, Stopped("stopped", signal.SIGTERM), 1),
+        (1000, RuntimeError("a fault"), 0),
+    ],
+)
+def test_curves_are_drawn_now_and_then_and_at_the_end(experiment, tmp_path, monkeypatch, seconds, error, drawings):
+    drawn = []
+    monkeypatch.setattr(run_folder, "_SECONDS_BETWEEN_CURVES", seconds)
+    monkeypatch.setattr(run_folder, "plot_curves", lambda *_, **__: drawn.append(None))
+    if error is None:
+        train(experiment, tmp_path / "run")  # of two validations
+    else:
+        monkeypatch.setattr(run_folder.RunFolder, "save_last", raise_at_the_end(error))
+        with pytest.raises(type(error)):
+            train(experiment, tmp_path / "run")
+    assert len(drawn) == drawings
+
+
+def raise_at_the_end(error):
+    def save_last(_, checkpoint):
+        if checkpoint.iteration:
+            raise error
+
+    return save_last
 
 
 def test_metrics_that_are_gone_cost_a_warning(longer, folder):

@@ -87,7 +87,7 @@ class Checkpoint:
         if ways > head and algorithm.head != "prototype":
             raise UserError(
                 f"the checkpoint's head has {head} outputs, so it serves tasks of up to {head} classes, not of {ways}. "
-                f"Use fewer classes, or train with task.ways={ways}."
+                f"Use fewer classes, a network for any number (drawings, photos), or train with task.ways={ways}."
             )
 
     def serves(self, ways: int) -> bool:

@@ -18,12 +18,15 @@ from maml_l2l.experiments.metrics_log import MetricsLog
 from maml_l2l.experiments.resuming import earlier_sessions
 from maml_l2l.reports.plots import plot_curves
 from maml_l2l.system import distributed
+from maml_l2l.system.errors import Stopped
 from maml_l2l.system.files import write_atomically, write_json
 from maml_l2l.system.machine import machine
 from maml_l2l.system.messages import warn_user
 from maml_l2l.system.run_files import BEST, CONFIG, CURVES, LAST, METRICS, PREVIOUS, SESSIONS
 
 _log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_CURVES = 10  # drawing takes half a second, in which a GPU does hundreds of meta-iterations
 
 
 class RunFolder:
@@ -50,6 +53,7 @@ class RunFolder:
         write_atomically(path / CONFIG, lambda file: file.write(config.encode()))
         self._sessions, self._started = [*earlier_sessions(path), {}], time.perf_counter()
         self._session = {"from": resumed.iteration if resumed else 0, "job": distributed.job(), **machine()}
+        self._curves_drawn, self._curves_lack = self._started, resumed is not None  # a kill may have come before
         self._write_session(self._session["from"])  # so that a restarted job knows its run from the first moment on
         state = {"done": resumed.iteration, "size": resumed.metrics_bytes} if resumed else {}
         self._metrics = MetricsLog(path, experiment.run.tensorboard, **state)
@@ -64,7 +68,9 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._curves_lack and (kind is None or issubclass(kind, Stopped)):
+            self._draw_curves()
         self._metrics.close()
 
     def log(self, iteration: int, **values: float) -> None:
@@ -83,7 +89,7 @@ class RunFolder:
         write_json(self.path / SESSIONS, self._sessions)
 
     def validated(self, checkpoint: Checkpoint, evaluation: Evaluation) -> None:
-        """Log a validation, keep the weights where it is the best so far, and draw the curves."""
+        """Log a validation, keep the weights where it is the best so far, and draw the curves now and then."""
         accuracy, ci95 = evaluation.mean()[0], evaluation.ci95()[0]
         self.log(checkpoint.iteration, val_loss=evaluation.losses.mean().item(), val_accuracy=accuracy, val_ci95=ci95)
         mark = ""
@@ -93,10 +99,16 @@ class RunFolder:
             self._copy_best()
         _log.info(f"meta-iteration {checkpoint.iteration}: validation accuracy {accuracy:.2f} +- {ci95:.2f} %{mark}")
         self._metrics.sync()
+        self._curves_lack = True
+        if time.perf_counter() - self._curves_drawn > _SECONDS_BETWEEN_CURVES:
+            self._draw_curves()
+
+    def _draw_curves(self) -> None:
         try:
             plot_curves(self.path / METRICS, self.path / CURVES, title=self.path.name)
         except Exception as error:  # whatever the file of metrics holds: no result depends on a picture
             warn_user(f"the curves could not be drawn: {error}")
+        self._curves_drawn, self._curves_lack = time.perf_counter(), False
 
     def _copy_best(self) -> None:
         if self.save_to is not None:
