@@ -12,6 +12,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from maml_l2l.algorithms.functional import random_state
+from maml_l2l.system import distributed
 from maml_l2l.system.messages import warn_user
 
 # Of a piece's results, by their norm; bfloat16 products, which compiled code rounds elsewhere, make 0.14 of it.
@@ -53,7 +54,7 @@ class CompiledPieces:
         """Say which pieces were compiled since the last call, and how long it took."""
         if self._seconds:
             pieces = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self._seconds.items())
-            _log.info("compiled these pieces: %s (run.compile: false does without)", pieces)
+            _say(f"compiled these pieces: {pieces}")
             self._seconds.clear()
 
     def _compile(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], shapes: Any) -> Any:
@@ -61,6 +62,9 @@ class CompiledPieces:
 
         def piece(*arguments: Any) -> Any:
             return function(*arguments)
+
+        if not self._pieces:
+            _say("compiling first, which takes a minute or two (run.compile: false does without)")
 
         # TorchDynamo files what it compiled under the code object, and refuses a ninth: each learner brings its own.
         piece.__code__ = piece.__code__.replace()
@@ -86,6 +90,12 @@ class CompiledPieces:
             self._pieces[name], self._seconds[name] = (shapes, compiled), time.perf_counter() - start
             return found  # a run that is resumed compiles anew, and ends bit for bit as one never stopped
         return expected
+
+
+def _say(text: str) -> None:
+    """Each process compiles its own, and one says so."""
+    if distributed.rank() == 0:
+        _log.info(text)
 
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:

@@ -166,8 +166,6 @@ def _learner(network: Checkpoint, experiment: Experiment, image: torch.Size, dev
     learner = network.learner(trained.model_copy(update=own), device)
     if compile_ and isinstance(learner, VectorizedMAML):
         learner.compiled = True
-        if experiment.run.compile == "auto" and distributed.rank() == 0:
-            _log.info("compiling first, which takes a minute or two (run.compile: false does without)")
     return learner
 
 
