@@ -167,12 +167,12 @@ def texts(path):
 def test_no_name_is_markup_in_any_plot(model, tmp_path, name, usetex):
     curves, side_by_side, rows = (tmp_path / f"{number}.svg" for number in range(3))
     pixels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    found = [{"class": name, "probability": 1.0, "runners_up": []}]
+    found = [{"path": f"{name}/{name}", "class": name, "probability": 1.0, "runners_up": []}]
     with matplotlib.rc_context({"text.usetex": usetex}):
         plots.plot_curves(model / "a$5_vs_$6/metrics.jsonl", curves, title=name)
         for path, labels in ((side_by_side, [name, "b"]), (rows, [name, name])):
             plots.plot_predictions(pixels, labels, pixels[:1], found, path)
-    assert [texts(path).count(name) for path in (curves, side_by_side, rows)] == [1, 2, 2]
+    assert [texts(path).count(name) for path in (curves, side_by_side, rows)] == [1, 3, 3]
 
 
 def test_a_run_of_any_name_draws_its_curves(model):

@@ -122,7 +122,7 @@ def test_mistakes_end_the_command_with_one_line(trained, pictures, option, path,
 def test_the_picture_shows_what_stays_readable_and_counts_the_rest(tmp_path):
     """The SVG names, in comments, the texts that it draws."""
     labels = [name for name in ("$x$", "a name of more than eighteen letters") for _ in range(11)]
-    found = [{"class": "$x$", "probability": 0.75, "runners_up": []}] * 43
+    found = [{"path": f"a/{i}_$x$.png", "class": "$x$", "probability": 0.75, "runners_up": []} for i in range(43)]
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8))
     plots.plot_predictions(pixels[:22], labels, pixels, found, tmp_path / "plot.svg")
     drawing = (tmp_path / "plot.svg").read_text()
@@ -131,12 +131,13 @@ def test_the_picture_shows_what_stays_readable_and_counts_the_rest(tmp_path):
     assert "queries and their predictions (40 of 43 pictures, 3 left out)" in texts
     assert {"$x$", "a name o...letters"} <= set(texts)
     assert sum("75.0 %" in text for text in texts) == 40
+    assert [text for text in texts if text.endswith(".png")] == [f"{i}_$x$.png" for i in range(40)]
     assert drawing.count("<image") == 56
 
 
 def test_classes_of_one_picture_each_stand_side_by_side(tmp_path):
     pixels = torch.zeros((9, 1, 8, 8), dtype=torch.uint8)
-    labels, found = [f"class{i}" for i in range(9)], [{"class": "class0", "probability": 1.0, "runners_up": []}]
+    labels, found = [f"class{i}" for i in range(9)], [{"path": "q.png", "class": "class0", "probability": 1.0}]
     for name, support in (("one.svg", labels), ("two.svg", [*labels[:8], "class0"])):
         plots.plot_predictions(pixels, support, pixels[:1], found, tmp_path / name)
     one, two = ((tmp_path / name).read_text() for name in ("one.svg", "two.svg"))

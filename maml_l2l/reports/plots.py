@@ -47,6 +47,7 @@ def plot_predictions(
 
     Each class has a row; where each has one picture, they stand side by side.
     support: (n, C, H, W) uint8, with n class names.  queries: (m, C, H, W) uint8, the first pictures of `predictions`.
+    predictions: see `tables.prediction_rows`; the file's name stands below each query.
     What is more than stays readable is left out, and counted.
     """
     from matplotlib.figure import Figure
@@ -58,7 +59,7 @@ def plot_predictions(
     drawn = sum(map(len, shown.values()))
     one_each = drawn == len(names)
     rows, query_rows = (math.ceil(count / columns) for count in (drawn, len(queries)))
-    heights = [1.25 * rows if one_each else 1.1 * len(names), 1.4 * query_rows]
+    heights = [1.25 * rows if one_each else 1.1 * len(names), 1.55 * query_rows]
     figure = Figure(figsize=(1.2 * _COLUMNS + 1, sum(heights) + 1), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=[height + 0.5 for height in heights])
     how = ": each picture and what the network sees of it" if pairs else ", as the network sees it"
@@ -76,7 +77,10 @@ def plot_predictions(
         f"{'unsure: ' * found.get('unsure', False)}{_shortened(found['class'])}\n{100 * found['probability']:.1f} %"
         for found in predictions
     )
-    _draw_titled(lower.subplots(query_rows, columns, squeeze=False).ravel(), queries, titles)
+    places = lower.subplots(query_rows, columns, squeeze=False).ravel()
+    _draw_titled(places, queries, titles)
+    for place, found in zip(places, predictions, strict=False):
+        place.set_xlabel(_shortened(Path(found["path"]).name), fontsize=8)
     _save_figure(figure, Path(path))
 
 
