@@ -245,6 +245,13 @@ def test_on_request_a_prediction_goes_on_without_them(model, asked, monkeypatch,
     assert "s/bee/notes is not a picture" in left_out[0]
 
 
+def test_where_no_picture_can_be_read_nothing_goes_on(model, asked, monkeypatch, capsys):
+    given = ["--model", model / "m.pth", "--support", asked / "s", "--query", asked / "q/damaged.png", "--skip_damaged"]
+    code, shown = command(monkeypatch, capsys, predict, *given)
+    assert (code, shown.out) == (2, "")
+    assert "error: none of 1 pictures can be read: " in shown.err and "damaged.png is not a picture" in shown.err
+
+
 def test_one_picture_that_cannot_be_read_has_its_own_message_and_several_have_their_numbers(model):
     classifier = FewShotClassifier(model / "m.pth").fit(np.zeros((2, 9, 9), np.uint8), ["a", "b"])
     with pytest.raises(UserError, match=r"^the picture nowhere.png cannot be read: No such file"):

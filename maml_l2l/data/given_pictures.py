@@ -46,11 +46,13 @@ def pixels_of_all(images: Iterable[Any], data: Data, warn: bool = False) -> torc
 
 
 def readable_pictures(paths: Sequence[str], data: Data) -> list[str]:
-    """Those of `paths` that can be read; the others are named in a warning."""
+    """Those of `paths` that can be read; the others are named in a warning. Raises `UserError` where none can."""
     try:
         _readable(paths, data)
     except UnreadablePictures as error:
         left_out = listing(list(error.problems.values()), most=100)
+        if len(error.problems) == len(paths):
+            raise UserError(f"none of {len(paths)} pictures can be read: {left_out}") from None
         warn_user(f"left out {len(error.problems)} of {len(paths)} pictures: {left_out}")
         return [path for index, path in enumerate(paths) if index not in error.problems]
     return list(paths)

@@ -48,6 +48,6 @@ def servable(
         raise UserError(
             f"task.ways is {ways}, but the {split} split holds {len(members)} of the {len(class_names)} classes. "
             "Lower task.ways, add classes, or give that split more of them (of a folder: data.val_fraction, "
-            "data.test_fraction)."
+            "data.test_fraction). To name pictures of a few classes without a training: maml_l2l.predict."
         )
     return members
