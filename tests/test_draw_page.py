@@ -127,8 +127,10 @@ def test_it_opens_with_an_answer_and_learns_what_is_drawn(visit):
     assert sum(float(share.split()[0]) for _, share in bars(page)[:2]) == pytest.approx(100, abs=0.11)
     assert page.is_visible("#seen")
     assert "as the mean of each one's pictures" in page.inner_text("#story")
+    assert page.inner_text("header p").endswith("Draw one of them again, and see which it finds.")
     page.select_option("#network", "omniglot_5w1s_meta_curvature")
     answered(page)
+    assert page.inner_text("header p").endswith("Draw one of them again, and watch it learn.")
     assert "After one gradient step: sign 1" in page.inner_text("#story")
     assert page.locator("#chart-probability polyline").count() == 2
     assert page.locator("#chart-loss circle").count() == 2

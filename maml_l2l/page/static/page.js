@@ -396,7 +396,8 @@ async function post(path, type, content, signal) {
   throw new Error(sentence(error ?? `the server answers ${response.status}.`));
 }
 
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+// What begins with a file's name stays as it is.
+const sentence = (text) => (/^[a-z]+ /.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text);
 
 async function answer() {
   const { signal } = (asking = new AbortController());
@@ -766,6 +767,7 @@ function takeNothing() {
 function showAll() {
   $("network").value = state.network;
   const { ways, steps, drawings, prototype } = start.networks[state.network];
+  $("then").textContent = steps ? "watch it learn" : "see which it finds";
   const signs = ways === null ? "any number of signs" : `up to ${ways} signs`;
   $("about").textContent = `${drawings ? "For drawings" : "For pictures like those it was trained on"}: ${signs}, ${steps || "no"} inner ${steps > 1 ? "steps" : "step"}`;
   showClasses();
