@@ -51,6 +51,33 @@ def test_what_is_wrong_with_a_picture_is_said(ink, boxes, problem):
     assert drawing_problem(INKS[ink](picture(*boxes))) == problem
 
 
+def lines(image, *paths):
+    """The picture with further strokes, along points given as shares of the side."""
+    side, draw = image.width, ImageDraw.Draw(image)
+    for path in paths:
+        draw.line([(side * x, side * y) for x, y in path], fill=0, width=side // 20)
+    return image
+
+
+BOX = [(0.1, 0.1), (0.9, 0.12), (0.88, 0.9), (0.12, 0.87), (0.1, 0.1)]  # as a hand draws it
+
+
+@pytest.mark.parametrize("ink", INKS)
+@pytest.mark.parametrize(
+    ("boxes", "paths", "problem"),
+    [
+        ([(0.3, 0.3, 0.7, 0.7)], [BOX], "has a frame around it"),
+        ([(0.3, 0.15, 0.7, 0.55)], [BOX], "has a frame around it"),  # which it touches
+        ([], [BOX], None),  # a square is a sign
+        ([], [BOX, [(0.5, 0.1), (0.5, 0.9)], [(0.1, 0.5), (0.9, 0.5)]], None),  # so are a window
+        ([(0.1, 0.1, 0.9, 0.9), (0.4, 0.4, 0.6, 0.6)], [], None),  # two rings
+        ([(0.3, 0.3, 0.7, 0.7)], [BOX[:4]], None),  # and a box that is open
+    ],
+)
+def test_a_frame_around_a_sign_is_said(ink, boxes, paths, problem):
+    assert drawing_problem(INKS[ink](lines(picture(*boxes), *paths))) == problem
+
+
 def test_nearly_all_ink_is_said_of_what_the_network_sees():
     assert drawing_problem(ink_pixels(Image.new("L", (100, 100), 20))) == "is nearly all ink"
     assert drawing_problem(normalised_ink(Image.new("L", (100, 100), 20))) == "shows no ink"  # of no paper
