@@ -21,6 +21,7 @@ def main() -> None:
     from maml_l2l.pretrained import files_of
     from maml_l2l.reports import plots, tables
 
+    plots.check_ending(arguments.plot)
     given = commands.use_named_backbone(arguments.set)
     ensemble = [find_checkpoint(name) for name in arguments.ensemble]
     check_outputs([arguments.json, arguments.plot], [*files_of(arguments.model), *ensemble])

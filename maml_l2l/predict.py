@@ -7,6 +7,7 @@ import os
 
 from maml_l2l import commands
 from maml_l2l.pretrained import DEFAULT, PHOTOS, files_of
+from maml_l2l.system.errors import UserError, listing
 from maml_l2l.system.files import check_outputs, user_path, write_json
 
 
@@ -64,6 +65,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from maml_l2l.prediction import FewShotClassifier
     from maml_l2l.reports import plots, tables
 
+    plots.check_ending(arguments.plot)
     given = commands.use_named_backbone(arguments.set, only=["model.name", "model.weights"])
     files = files_of(arguments.model)
     checkpoint = load_pretrained(arguments.model, given.get("weights"))
@@ -73,6 +75,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     if arguments.skip_damaged:
         class_of = dict(zip(examples, labels, strict=True))
         examples, queries = (readable_pictures(paths, checkpoint.experiment.data) for paths in (examples, queries))
+        if lost := sorted({*labels} - {class_of[path] for path in examples}):
+            raise UserError(f"no picture of {listing(lost)} can be read. Replace one, or remove the folder.")
         labels = [class_of[path] for path in examples]
     classifier = FewShotClassifier(checkpoint, arguments.steps)
     probabilities = classifier.fit(examples, labels).predict_proba(queries)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import reprlib
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Integral
@@ -22,6 +23,7 @@ from maml_l2l.system.device import find_device
 from maml_l2l.system.errors import UserError, not_fitted
 
 _QUERIES_AT_ONCE = 200
+_one_thread = threading.Lock()  # for a moment parts of the network are others than its own
 
 
 class FewShotClassifier:
@@ -94,7 +96,7 @@ class FewShotClassifier:
         self._temperature = checkpoint.temperature
         self._task = support[None].to(device) / 255, torch.from_numpy(indices)[None].to(device), len(classes)
         self.classes_, self.steps_ = classes, experiment.algorithm.inner_steps
-        with torch.no_grad():
+        with _one_thread, torch.no_grad():
             self._adapted = self._learner.adapt_once(*self._task, [self.steps_])
         self._on_the_way: AdaptedNetworks | None = None
         return self
@@ -113,7 +115,7 @@ class FewShotClassifier:
         """`predict_proba` after 0, 1, ..., `steps_` inner steps: (steps_ + 1, N, len(classes_)) float32."""
         self._check_fitted()
         if self._on_the_way is None and self.steps_:
-            with torch.no_grad():
+            with _one_thread, torch.no_grad():
                 before = self._learner.adapt_once(*self._task, range(self.steps_))
             self._on_the_way = replace(before, networks=[*before.networks, *self._adapted.networks])
         return self._probabilities(self._on_the_way or self._adapted, X)
@@ -176,7 +178,7 @@ class FewShotClassifier:
         """(numbers of steps, N, len(classes_)) of the networks `adapted`."""
         parts = pixels_of_all(X, self._data, warn=True).split(_QUERIES_AT_ONCE)
         device = adapted.support.device
-        with torch.no_grad():
+        with _one_thread, torch.no_grad():
             logits = [adapted.answer(part[None].to(device) / 255, "support")[:, 0] for part in parts]
         return (torch.cat(logits, dim=1) / self._temperature).softmax(-1).cpu().numpy()
 
@@ -189,6 +191,8 @@ def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray
             _check_labels(list(labels), array)
             return np.unique(array, return_inverse=True)
         found = f"an array of shape {array.shape}"
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
         found = f"what does not sort ({error})"
     raise UserError(f"labels must be a list of strings or integers, one for each image; found {found}.")

@@ -43,7 +43,10 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     """
     path = user_path(name_or_path)
     if network := library_network(name_or_path):
-        raise UserError(f"{name_or_path} has no file. To start a training from it, set model.name={network}.")
+        raise UserError(
+            f"{name_or_path} is no checkpoint file, which is asked for here: its weights are the library's. To start a "
+            f"training from it, set model.name={network}."
+        )
     if isinstance(name_or_path, Path) or not re.fullmatch(r"[\w-]+", name_or_path) or path.is_file():
         return path
     files = pretrained_files()

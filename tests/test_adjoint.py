@@ -352,7 +352,20 @@ def test_a_clone_adapts_as_the_engine_does():
         clone = learner.clone()
         for _ in range(3):
             clone.adapt(F.cross_entropy(clone(task.support[0]), task.support_labels[0]))
+            if clone._steps == 1:
+                clone, left = clone.clone(), clone  # which goes on as the first would have
         torch.testing.assert_close(clone(task.query[0]), vectorized.adapt_and_score(task, [3])[0, 0], rtol=1e-9, atol=0)
+        torch.testing.assert_close(left(task.query[0]), vectorized.adapt_and_score(task, [1])[0, 0], rtol=1e-9, atol=0)
+
+
+def test_first_order_has_nothing_of_the_implicit_gradient():
+    tasks, found = random_tasks(2, 5, 1, 1, side=SIDE), []
+    for gradient_ in ("second", "implicit"):
+        _, learner = pair(curved)
+        learner.first_order, learner.gradient, learner.proximal = True, gradient_, 5.0
+        learner.meta_gradient(tasks, 3)
+        found.append((gradient(learner), learner.adapt_and_score(tasks, [3])))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
 def test_tasks_of_unequal_size_are_scored_as_each_alone():

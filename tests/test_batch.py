@@ -1,6 +1,7 @@
 """Batches of tasks from tensors, from single tasks and from learn2learn; tasks of unequal size; what is refused."""
 
 import dataclasses
+import math
 import random
 import re
 
@@ -126,6 +127,26 @@ def test_tasks_of_unequal_ways_are_scored_over_their_own_classes(engine):
 def test_ways_are_counted_where_they_are_not_given():
     assert valid(ways=None).ways == 3
     assert TaskBatch.of_task(*UNEQUAL[0]).ways == 3
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
+@pytest.mark.parametrize("engine", ENGINES.values())
+def test_outputs_of_any_shape_are_filled_up_to_the_most_queries(engine, shape):
+    generator, count = torch.Generator().manual_seed(0), math.prod(shape)
+    learner = engine(nn.Sequential(nn.Linear(3, count), nn.Unflatten(1, shape) if shape else nn.Flatten(0)), lr=0.1)
+    learner.loss = nn.functional.mse_loss
+
+    def task(queries):
+        given = (torch.randn(n, *of, generator=generator) for n in (4, queries) for of in ((3,), shape))
+        return TaskBatch.of_task(*given)
+
+    alone = [task(2), task(5), task(2)]
+    found = learner.adapt_and_score(TaskBatch.stack(alone), [0, 2])
+    assert found.shape == (2, 3, 5, *shape)
+    for index, one in enumerate(alone):
+        expected = learner.adapt_and_score(one, [0, 2])[:, 0]
+        torch.testing.assert_close(found[:, index, : expected.shape[1]], expected, rtol=1e-5, atol=1e-6)
+    assert found[:, ::2, 2:].isnan().all() and not found[:, 1].isnan().any()
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3)])

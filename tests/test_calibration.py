@@ -62,6 +62,14 @@ def test_the_command_writes_a_checkpoint_whose_predictions_have_the_temperature(
     assert (tempered.predict(drawings) == plain.predict(drawings)).all()
 
 
+def test_the_error_before_is_that_with_the_temperature_it_had(path, glyphs_root):
+    checkpoint = load_checkpoint(path)
+    once, first = calibrated(checkpoint, checkpoint.experiment, tasks=4, ways=[3])
+    twice, second = calibrated(once, checkpoint.experiment, tasks=4, ways=[3])
+    assert twice.temperature == pytest.approx(once.temperature) != 1
+    assert second[0].before == pytest.approx(first[0].after) != pytest.approx(first[0].before)
+
+
 def test_what_cannot_be_calibrated_is_refused(path, tmp_path):
     done = run("maml_l2l.calibrate", "--model", path, "--save_to", path, "--tasks", "4")
     assert_user_error(done, "it is read, and would be lost. Name another file.")

@@ -79,6 +79,20 @@ def test_steps_that_cannot_be_are_refused(engine):
         learner.meta_gradient(tasks(), -1)
     with pytest.raises(UserError, match=r"steps: expected 1 or more, found 0."):
         learner.learn_inner_lrs(0)
+    batch = tasks()
+    for steps in ([2, 1], [0, 0], [], [-1]):
+        with pytest.raises(UserError, match=r"steps should be numbers from 0, each greater than the one before, found"):
+            learner.adapt_and_score(batch, steps)
+        with pytest.raises(UserError, match=r"steps should be numbers from 0, each greater than the one before, found"):
+            learner.adapt_once(batch.support, batch.support_labels, WAYS, steps)
+
+
+@ENGINES
+def test_a_support_set_that_lacks_a_class_is_refused(engine):
+    learner, batch = engine(Headed(), lr=0.1), tasks()
+    learner.prototype_head = True  # whose prototype would be the mean of nothing
+    with pytest.raises(UserError, match=r"support_labels: task 0 has no image of class 2 of its 3 ways"):
+        learner.adapt_once(batch.support, batch.support_labels.clamp(max=1), WAYS, [0])
 
 
 @ENGINES

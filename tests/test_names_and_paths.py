@@ -252,6 +252,26 @@ def test_where_no_picture_can_be_read_nothing_goes_on(model, asked, monkeypatch,
     assert "error: none of 1 pictures can be read: " in shown.err and "damaged.png is not a picture" in shown.err
 
 
+def test_a_class_that_loses_its_last_picture_is_refused(model, asked, monkeypatch, capsys):
+    for picture in (asked / "s/ant").iterdir():
+        picture.write_text("no picture")
+    given = ["--model", model / "m.pth", "--support", asked / "s", "--query", asked / "q", "--skip_damaged"]
+    code, shown = command(monkeypatch, capsys, predict, *given)
+    assert (code, shown.out) == (2, "")
+    assert "error: no picture of ant can be read. Replace one, or remove the folder." in shown.err
+
+
+@pytest.mark.parametrize("name", ["eval", "predict"])
+def test_the_ending_of_a_picture_is_looked_at_before_the_work(model, asked, monkeypatch, capsys, name):
+    program, options = eval_command, []
+    if name == "predict":
+        program, options = predict, ["--support", asked / "s", "--query", asked / "q"]
+    monkeypatch.setattr("maml_l2l.checkpoints.checkpoint.load_pretrained", None)  # nothing is read yet
+    code, shown = command(monkeypatch, capsys, program, "--model", model / "m.pth", *options, "--plot", "a.bmp")
+    assert code == 2
+    assert shown.err == "error: cannot write a picture as a.bmp: the ending .bmp is not one of .png, .svg, .pdf.\n"
+
+
 def test_one_picture_that_cannot_be_read_has_its_own_message_and_several_have_their_numbers(model):
     classifier = FewShotClassifier(model / "m.pth").fit(np.zeros((2, 9, 9), np.uint8), ["a", "b"])
     with pytest.raises(UserError, match=r"^the picture nowhere.png cannot be read: No such file"):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -54,6 +55,15 @@ def test_probabilities_sum_to_one_and_predict_takes_the_largest(fitted, drawings
     assert probabilities.shape == (20, 3)
     assert probabilities.sum(1) == pytest.approx(np.ones(20), abs=1e-6)
     assert (fitted.predict(drawings(1)) == fitted.classes_[probabilities.argmax(1)]).all()
+
+
+def test_several_threads_may_ask_at_once(fitted, drawings):
+    queries = [drawings(index)[10:] for index in range(3)]
+    expected = [fitted.predict_proba(asked) for asked in queries]
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda index: fitted.predict_proba(queries[index % 3][: 10 - index // 3]), range(15)))
+    for index, probabilities in enumerate(found):
+        np.testing.assert_allclose(probabilities, expected[index % 3][: len(probabilities)], rtol=1e-4, atol=1e-6)
 
 
 def test_a_picture_is_classified_alike_alone_in_any_order_and_among_others(fitted, drawings, monkeypatch):
@@ -157,8 +167,9 @@ BLANK = np.full((28, 28), 255, np.uint8)
     ],
 )
 def test_examples_that_do_not_fit_together_are_refused(path, images, labels, message):
-    with pytest.raises(UserError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         FewShotClassifier(path).fit(images, labels)
+    assert str(caught.value).count("labels") <= 1, "a message within a message"
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,13 @@ def test_chunks_are_the_same_tasks_in_order():
     assert torch.equal(torch.cat([chunk.query for chunk in chunks]), tasks.query)
 
 
+def test_classes_that_are_not_there_are_refused():
+    with pytest.raises(UserError, match=r"classes: there are no images of cat, dog. Known are .* and 2 more"):
+        stream(classes=[*DATA.class_names[:4], "dog", "cat"])
+    with pytest.raises(UserError, match=r"classes: expected a list of names, such as \['ant'\], found 'ant'"):
+        TaskStream(DATA, "ant", split="train", rotate=False, seed=0, ways=2, shots=1, queries=1)
+
+
 def test_too_many_ways_are_refused():
     with pytest.raises(UserError, match=r"task.ways is 13, but the train split holds 12 of the 12 classes"):
         stream(ways=13)

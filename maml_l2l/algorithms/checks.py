@@ -119,6 +119,13 @@ def check_steps(learner: Any, steps: int) -> None:
         )
 
 
+def check_each_step(learner: Any, steps: Sequence[int]) -> None:
+    """Raise `UserError` where `steps` are no rising numbers of inner steps, or `learner` cannot take so many."""
+    if not len(steps) or list(steps) != sorted(set(steps)) or steps[0] < 0:
+        raise UserError(f"steps should be numbers from 0, each greater than the one before, found {list(steps)}.")
+    check_steps(learner, steps[-1])
+
+
 def check_unlearned(learner: Any) -> None:
     """Raise `UserError` where `learner` is to learn what its meta-gradient has nothing to say of."""
     names = ("inner_lrs", "transform", "norms", "step_weights")

@@ -72,7 +72,7 @@ class ChunkGradient:
         return adjoint.sweep(self.start, self.steps - 1, self._forward, self._turn, self._backward, recompute)
 
     def _forward(self, k: int, theta: Parameters) -> tuple[Parameters, Parameters | None]:
-        learner, anchor = self.learner, self.start if self.learner.gradient == "implicit" else None
+        learner, anchor = self.learner, self.start if self.learner._pulled else None
         following, gradients = self._run(k, "step", theta, self._eta(k), learner._phi(k), anchor, *self.support)
         return following, gradients if learner.first_order and learner._learns else None
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from maml_l2l.system.learn2learn_import import MAML, update_module
+from maml_l2l.system.learn2learn_import import MAML, clone_module, update_module
 
 if TYPE_CHECKING:
     from maml_l2l.algorithms.meta_learner import MetaLearner
@@ -21,6 +21,17 @@ class TaskClone(MAML):
         self.module: nn.Module
         self._learner, self._steps = [learner], 0  # in a list, so that it is no part of this module
         self._take_norms()
+
+    def clone(
+        self, first_order: bool | None = None, allow_unused: bool | None = None, allow_nograd: bool | None = None
+    ) -> TaskClone:
+        """A copy of this copy, at its inner step; see learn2learn's `MAML.clone`."""
+        asked = {"first_order": first_order, "allow_unused": allow_unused, "allow_nograd": allow_nograd}
+        options = {name: getattr(self, name) if value is None else value for name, value in asked.items()}
+        copy = TaskClone(clone_module(self.module), self._learner[0], **options)
+        copy._steps = self._steps
+        copy._take_norms()
+        return copy
 
     def adapt(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,6 +22,7 @@ from maml_l2l.algorithms.transforms import GradientTransform
 from maml_l2l.system.errors import UserError
 from maml_l2l.system.learn2learn_import import MAML, clone_module
 from maml_l2l.tasks.batch import TaskBatch
+from maml_l2l.tasks.checks import check_tensors, class_count
 
 
 class MetaLearner(MAML):
@@ -153,22 +155,17 @@ class MetaLearner(MAML):
     def adapt_and_score(self, tasks: TaskBatch, steps: Sequence[int], normalisation: str = "batch") -> torch.Tensor:
         """Query outputs (len(steps), T, queries of a task, ways) after each number of inner steps in `steps`.
 
-        Where tasks are of unequal size, those that have fewer queries or ways are filled up with NaN.
+        Where tasks are of unequal size, those that have fewer queries or ways are filled up with NaN. A network of your
+        own may have outputs of any shape in place of the ways.
         steps: not negative, each greater than the one before.
         normalisation: `batch` scores all queries of a task as one batch; `support` normalises each query with the
         statistics of the support images alone (see `first_images_normalise`).
         Under `torch.no_grad()` the inner loop still takes its gradients, but nothing leads back to the initial weights.
         """
-        if list(steps) != sorted(set(steps)) or not steps or steps[0] < 0:
-            raise UserError(f"steps should be numbers from 0, each greater than the one before, found {list(steps)}.")
         checks.check_normalisation(normalisation)
-        checks.check_steps(self, steps[-1])
+        checks.check_each_step(self, steps)
         parts = [self._adapt_and_score(part, steps, normalisation) for part in tasks.chunks(len(tasks))]
-        queries, outputs = (max(part.shape[dim] for part in parts) for dim in (-2, -1))
-        padded = [
-            F.pad(part, (0, outputs - part.shape[-1], 0, queries - part.shape[-2]), value=torch.nan) for part in parts
-        ]
-        return torch.cat(padded, dim=1)
+        return torch.cat(_of_one_size(parts), dim=1)
 
     @plain_attention()
     def adapt_once(
@@ -178,7 +175,9 @@ class MetaLearner(MAML):
 
         support: (T, n, ...).  labels: (T, n).  ways: see `TaskBatch`.  steps: see `adapt_and_score`.
         """
-        checks.check_steps(self, steps[-1])
+        checks.check_each_step(self, steps)
+        check_tensors((support, labels, support, labels))
+        ways = class_count(labels, labels, ways)
         head, network = head_learner(self), None
         if head is not None:
             network, support = self.module, features_of(self.module, support)
@@ -251,3 +250,11 @@ class MetaLearner(MAML):
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         return gradients, Scores(scores[-1].losses.detach(), scores[-1].accuracies)
+
+
+def _of_one_size(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """(steps, T, n, ...) each -> the same with NaN for what a part has fewer of than another, behind the tasks."""
+    most = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
+    lacking = ([(0, full - size) for full, size in zip(most, part.shape, strict=True)][2:] for part in parts)
+    padding = (itertools.chain.from_iterable(reversed(of_part)) for of_part in lacking)
+    return [F.pad(part, tuple(around), value=torch.nan) for part, around in zip(parts, padding, strict=True)]

@@ -65,6 +65,11 @@ class VectorizedMAML(TaskNetworks):
         self._pieces = CompiledPieces()
         self._look_up()
 
+    @property
+    def _pulled(self) -> bool:
+        """Whether the inner loop is pulled to where it starts."""
+        return self.gradient == "implicit" and not self.first_order
+
     def _look_up(self) -> None:
         self._moving, self._others = set(self.adapted_names()), other_names(self.module)
 
@@ -75,7 +80,7 @@ class VectorizedMAML(TaskNetworks):
         self._look_up()
         task = support.contiguous(), labels.contiguous(), ways
         theta, eta = self.run("begin", self._shared(), *task)
-        anchor = theta if self.gradient == "implicit" else None
+        anchor = theta if self._pulled else None
         for step in range(steps[-1] + 1):
             if step in steps:
                 yield theta, self._eta(eta, step)

@@ -51,7 +51,8 @@ def calibrated(
     temperature = fitted_temperature(list(found.values()))
     rows = []
     for count, (logits, labels) in found.items():
-        errors = (100 * calibration_error((logits / divisor).softmax(1), labels) for divisor in (1.0, temperature))
+        divisors = checkpoint.temperature, temperature
+        errors = (100 * calibration_error((logits / divisor).softmax(1), labels) for divisor in divisors)
         rows.append(Calibration(count, 100 * (logits.argmax(1) == labels).double().mean().item(), *errors))
     return dataclasses.replace(checkpoint, temperature=temperature), rows
 

@@ -18,13 +18,23 @@ from maml_l2l.system.files import make_folder, write_atomically
 _COLUMNS, _PAIRS, _DRAWN_CLASSES, DRAWN_QUERIES = 8, 5, 20, 40  # of a picture of predictions
 
 
+def check_ending(path: Path | None) -> None:
+    """Raise `UserError` where pictures cannot be written as `path` says."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path is not None and _kind(path) not in FigureCanvasBase.get_supported_filetypes():
+        raise UserError(f"cannot write a picture as {path}: the ending .{_kind(path)} is not one of .png, .svg, .pdf.")
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lstrip(".").lower() or "png"
+
+
 def _save_figure(figure, path: Path) -> None:
-    kind = Path(path).suffix.lstrip(".").lower() or "png"
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise UserError(f"cannot write a picture as {path}: the ending .{kind} is not one of .png, .svg, .pdf.")
-    make_folder(Path(path).parent)
+    check_ending(path)
+    make_folder(path.parent)
     draw_as_written(figure)
-    write_atomically(Path(path), lambda file: figure.savefig(file, format=kind, dpi=150))
+    write_atomically(path, lambda file: figure.savefig(file, format=_kind(path), dpi=150))
 
 
 def plot_evaluation(evaluation: Evaluation, path: str | Path, title: str) -> None:

@@ -14,8 +14,12 @@ _log = logging.getLogger(__name__)
 
 
 def members_of(images: LabelledImages, classes: list[str]) -> dict[int, list[int]]:
-    """The indices of the images of each named class that has some."""
+    """The indices of the images of each named class that has some. Raises `UserError` where there is no such class."""
+    if isinstance(classes, str):
+        raise UserError(f"classes: expected a list of names, such as [{classes!r}], found {classes!r}.")
     label_of = {name: label for label, name in enumerate(images.class_names)}
+    if unknown := sorted(set(classes) - label_of.keys()):
+        raise UserError(f"classes: there are no images of {listing(unknown)}. Known are {listing(images.class_names)}.")
     ends = torch.tensor(images.class_sizes()).cumsum(0).tolist()
     starts = [0, *ends]
     members = {label: list(range(starts[label], ends[label])) for label in sorted(label_of[name] for name in classes)}
