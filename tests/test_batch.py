@@ -140,13 +140,13 @@ def test_outputs_of_any_shape_are_filled_up_to_the_most_queries(engine, shape):
         given = (torch.randn(n, *of, generator=generator) for n in (4, queries) for of in ((3,), shape))
         return TaskBatch.of_task(*given)
 
-    alone = [task(2), task(5), task(2)]
+    alone = [task(2), task(2), task(5)]
     found = learner.adapt_and_score(TaskBatch.stack(alone), [0, 2])
     assert found.shape == (2, 3, 5, *shape)
     for index, one in enumerate(alone):
         expected = learner.adapt_and_score(one, [0, 2])[:, 0]
         torch.testing.assert_close(found[:, index, : expected.shape[1]], expected, rtol=1e-5, atol=1e-6)
-    assert found[:, ::2, 2:].isnan().all() and not found[:, 1].isnan().any()
+    assert found[:, :2, 2:].isnan().all() and not found[:, 2].isnan().any()
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
