@@ -73,14 +73,10 @@ class Conv4(nn.Module):
     def _convolve(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """x: (T, n, H, W, C), weights: (T, 9 * C, F) -> (T, n, H', W', F), as products of matrices."""
         height, width, channels = x.shape[2:]
-        if self.pool and channels >= _WINOGRAD_CHANNELS and height % 2 == width % 2 == 0 and self._exact(x):
-            return winograd.convolve(x, weights.unflatten(1, (3, 3, channels)))
+        if self.pool and channels >= _WINOGRAD_CHANNELS and height % 2 == width % 2 == 0 and not x.is_cuda:
+            return winograd.convolve(x, weights.unflatten(1, (3, 3, channels)), self._product)
         patches = _patches_stride_1(x) if self.pool else _patches_stride_2(x)
         return self._product(patches.flatten(1, 3), weights).view(*patches.shape[:4], -1)
-
-    def _exact(self, x: torch.Tensor) -> bool:
-        """Whether products round nothing, as sums of what they multiply want."""
-        return self.product_dtype is None and not x.is_cuda
 
     def _product(self, patches: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """(T, P, K) @ (T, K, F) in `product_dtype`; sums, normalisation and everything else stay as they are."""

@@ -7,18 +7,24 @@ in the kernel, so that automatic differentiation goes through it both ways.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
 
-def convolve(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+def convolve(
+    x: torch.Tensor,
+    kernels: torch.Tensor,
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.bmm,
+) -> torch.Tensor:
     """The convolution of T tasks with padding 1 and stride 1, each with kernels of its own.
 
-    x: (T, n, H, W, C), H and W even.  kernels: (T, 3, 3, C, F).  -> (T, n, H, W, F).
+    x: (T, n, H, W, C), H and W even.  kernels: (T, 3, 3, C, F).  -> (T, n, H, W, F).  product: as `torch.bmm`.
     """
     tiles, taps = _tiles(x), _taps(kernels)
     count, _, _, n, height, width, channels = tiles.shape
-    products = torch.bmm(tiles.reshape(count * 16, -1, channels), taps.reshape(count * 16, channels, -1))
+    products = product(tiles.reshape(count * 16, -1, channels), taps.reshape(count * 16, channels, -1))
     outputs = _sums_of_outputs(products.view(count, 4, 4, n, height, width, -1), dim=1, to=4)
     return _sums_of_outputs(outputs, dim=1, to=5).reshape(count, n, 2 * height, 2 * width, -1)
 
