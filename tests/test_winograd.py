@@ -23,14 +23,16 @@ def curved(convolve):
     return lambda x, kernels: convolve(x, kernels).sin().square().sum()
 
 
-@pytest.mark.parametrize("height, width", [(2, 2), (4, 6), (14, 14)])
+@pytest.mark.parametrize("height, width", [(2, 2), (4, 6), (14, 14), (7, 7), (5, 8), (4, 3)])
 def test_equals_pytorch(height, width):
     x, kernels = numbers(3, 2, height, width, 5), numbers(3, 3, 3, 5, 4)
     torch.testing.assert_close(winograd.convolve(x, kernels), by_torch(x, kernels), rtol=1e-11, atol=1e-11)
 
 
-def test_derivatives_equal_pytorchs():
-    at, along = (numbers(2, 2, 4, 4, 3), numbers(2, 3, 3, 3, 2)), (numbers(2, 2, 4, 4, 3), numbers(2, 3, 3, 3, 2) / 7)
+@pytest.mark.parametrize("side", [4, 5])
+def test_derivatives_equal_pytorchs(side):
+    at = numbers(2, 2, side, side, 3), numbers(2, 3, 3, 3, 2)
+    along = at[0].cos(), at[1].sin() / 7
     for index in (0, 1):
         found, expected = (jvp(grad(curved(f), argnums=index), at, along) for f in (winograd.convolve, by_torch))
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -60,9 +62,9 @@ def test_products_in_bfloat16_lose_little_more_than_those_of_a_plain_convolution
     assert 0.001 < (found - exact).norm() / exact.norm() < 2 * (plain - exact).norm() / exact.norm()
 
 
-@pytest.mark.parametrize("side, taken", [(28, 1), (16, 3), (7, 0)])
-def test_conv4_takes_it_for_even_sides_and_many_channels(side, taken, monkeypatch):
-    """28: 28 (1 channel), 14, 7, 3.  16: 16 (1 channel), 8, 4, 2.  7: 7, 3, 1, 1."""
+@pytest.mark.parametrize("side, taken", [(28, 2), (20, 2), (16, 2), (7, 0)])
+def test_conv4_takes_it_for_sides_of_four_and_more_and_many_channels(side, taken, monkeypatch):
+    """28: 28 (1 channel), 14, 7, 3.  20: 20 (1 channel), 10, 5, 2.  16: 16 (1 channel), 8, 4, 2.  7: 7, 3, 1, 1."""
     calls, convolve = [], winograd.convolve
     monkeypatch.setattr(winograd, "convolve", lambda *arguments: calls.append(1) or convolve(*arguments))
     network = Conv4(5, filters=16, downsample="max_pool").double()

@@ -69,15 +69,13 @@ class CompiledPieces:
         # TorchDynamo files what it compiled under the code object, and refuses a ninth: each learner brings its own.
         piece.__code__ = piece.__code__.replace()
         start = time.perf_counter()
-        # Launching its kernels one by one would take a GPU longer than running them: CUDA graphs launch all at once.
-        on_gpu = any(leaf.is_cuda for leaf in _tensors(arguments))
-        compiled = torch.compile(piece, dynamic=False, fullgraph=True, mode="reduce-overhead" if on_gpu else None)
         device = next(_tensors(arguments)).device
         before = random_state(device)
         expected = function(*arguments)
         try:
             if any(not torch.equal(*states) for states in zip(before, random_state(device), strict=True)):
                 raise ArithmeticError("the network draws random numbers, which compiled code would draw otherwise")
+            compiled = torch.compile(piece, dynamic=False, fullgraph=True, **_settings(arguments))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module=r"torch\._inductor")  # advice to who writes kernels
                 found = _own(compiled(*arguments))
@@ -90,6 +88,16 @@ class CompiledPieces:
             self._pieces[name], self._seconds[name] = (shapes, compiled), time.perf_counter() - start
             return found  # a run that is resumed compiles anew, and ends bit for bit as one never stopped
         return expected
+
+
+def _settings(arguments: Any) -> dict[str, Any]:
+    """Of `torch.compile`."""
+    if any(leaf.is_cuda for leaf in _tensors(arguments)):
+        # Launching its kernels one by one would take a GPU longer than running them: CUDA graphs launch all at once.
+        return {"mode": "reduce-overhead"}
+    from maml_l2l.algorithms.plain_layouts import PlainLayouts  # loads the compiler, which takes seconds
+
+    return {"options": {"post_grad_custom_pre_pass": PlainLayouts()}}
 
 
 def _say(text: str) -> None:

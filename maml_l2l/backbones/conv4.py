@@ -10,7 +10,7 @@ from maml_l2l.backbones import winograd
 
 Parameters = dict[str, torch.Tensor]
 
-_WINOGRAD_CHANNELS = 16  # from here on its sums take less time than the products that they save
+_WINOGRAD_CHANNELS, _WINOGRAD_SIDE = 16, 4  # from here on its sums take less time than the products that they save
 
 
 class BatchStatisticsNorm(nn.BatchNorm2d):
@@ -73,7 +73,7 @@ class Conv4(nn.Module):
     def _convolve(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """x: (T, n, H, W, C), weights: (T, 9 * C, F) -> (T, n, H', W', F), as products of matrices."""
         height, width, channels = x.shape[2:]
-        if self.pool and channels >= _WINOGRAD_CHANNELS and height % 2 == width % 2 == 0 and not x.is_cuda:
+        if self.pool and not x.is_cuda and channels >= _WINOGRAD_CHANNELS and min(height, width) >= _WINOGRAD_SIDE:
             return winograd.convolve(x, weights.unflatten(1, (3, 3, channels)), self._product)
         patches = _patches_stride_1(x) if self.pool else _patches_stride_2(x)
         return self._product(patches.flatten(1, 3), weights).view(*patches.shape[:4], -1)
@@ -153,8 +153,9 @@ def _max_pool(x: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling():
         # Fused with what surrounds it both ways, which a scatter of gradients to the places of the maxima is not. Equal
         # maxima share a gradient that the scatter gives to the first: they come of equal patches, or else by chance.
-        upper = torch.maximum(x[:, :, :-1:2, :-1:2], x[:, :, :-1:2, 1::2])
-        lower = torch.maximum(x[:, :, 1::2, :-1:2], x[:, :, 1::2, 1::2])
+        height, width = x.shape[2] // 2, x.shape[3] // 2
+        cells = x[:, :, : 2 * height, : 2 * width].unflatten(3, (width, 2)).unflatten(2, (height, 2))
+        upper, lower = (torch.maximum(row[..., 0, :], row[..., 1, :]) for row in cells.unbind(3))
         return torch.maximum(upper, lower)
     return F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 

@@ -20,24 +20,32 @@ def convolve(
 ) -> torch.Tensor:
     """The convolution of T tasks with padding 1 and stride 1, each with kernels of its own.
 
-    x: (T, n, H, W, C), H and W even.  kernels: (T, 3, 3, C, F).  -> (T, n, H, W, F).  product: as `torch.bmm`.
+    x: (T, n, H, W, C).  kernels: (T, 3, 3, C, F).  -> (T, n, H, W, F).  product: as `torch.bmm`.
     """
     tiles, taps = _tiles(x), _taps(kernels)
     count, _, _, n, height, width, channels = tiles.shape
     products = product(tiles.reshape(count * 16, -1, channels), taps.reshape(count * 16, channels, -1))
     outputs = _sums_of_outputs(products.view(count, 4, 4, n, height, width, -1), dim=1, to=4)
-    return _sums_of_outputs(outputs, dim=1, to=5).reshape(count, n, 2 * height, 2 * width, -1)
+    outputs = _sums_of_outputs(outputs, dim=1, to=5).reshape(count, n, 2 * height, 2 * width, -1)
+    return outputs[:, :, : x.shape[2], : x.shape[3]]
 
 
 def _tiles(x: torch.Tensor) -> torch.Tensor:
-    """B^T d B of each tile d: (T, n, H, W, C) -> (T, 4, 4, n, H / 2, W / 2, C)."""
-    x = torch.stack(_sums_of_pixels(F.pad(x, (0, 0, 1, 1, 1, 1)), dim=2), 1)
+    """B^T d B of each tile d: (T, n, H, W, C) -> (T, 4, 4, n, H / 2, W / 2, C), rounded up."""
+    height, width = x.shape[2:4]
+    x = F.pad(x, (0, 0, 1, 1 + width % 2, 1, 1 + height % 2))
+    x = torch.stack(_sums_of_pixels(x, dim=2), 1)
     return torch.stack(_sums_of_pixels(x, dim=4), 2)
 
 
 def _sums_of_pixels(x: torch.Tensor, dim: int) -> list[torch.Tensor]:
-    most = x.shape[dim] - 2
-    a, b, c, d = (x[(slice(None),) * dim + (slice(i, most + i, 2),)] for i in range(4))
+    """B^T d along `dim`, of even size. A tile is two pairs, each of which it shares with a neighbour.
+
+    Slices with a step of 2 would say the same, but their gradients do not fold back in one pass.
+    """
+    even, odd = x.unflatten(dim, (-1, 2)).unbind(dim + 1)
+    count = even.shape[dim] - 1
+    a, b, c, d = (part.narrow(dim, first, count) for first in (0, 1) for part in (even, odd))
     return [a - c, b + c, c - b, b - d]
 
 
