@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PUBLISHED, PICTURE = RESULTS / "published.json", RESULTS / "accuracy.png"
-MISREAD = RESULTS.parent / "misread.json"
+MISREAD = RESULTS.parent / "misread_20w1s.json"
 README_TABLE = ("<!-- results: python -m benchmarks.omniglot report -->\n", "<!-- end of results -->\n")
 ORDERS = {"second": "second order", "first": "first order"}
 
@@ -82,8 +82,8 @@ Our best network per task size, transductive / inductive ([protocols](docs/proto
 
 ## Where the errors lie
 
-An earlier 5-way 5-shot network, with stride, reads {accuracy:.2f} % of {tasks:,} validation tasks rightly. Of
-{images:,} drawings, {worst_images} make {worst_errors} of its {errors} errors ([analysis](docs/error-analysis.md)).
+Our 20-way 1-shot network misreads {errors:,} of {queries:,} validation queries. {worst_images} of {images:,} drawings
+make {worst_errors} of these errors, and several are none of their class ([analysis](docs/error-analysis.md)).
 
 ## All runs
 
