@@ -9,10 +9,10 @@ import torch
 import maml_l2l
 from maml_l2l.algorithms import LoopMAML, VectorizedMAML, build_learner
 from maml_l2l.checkpoints.checkpoint import load_checkpoint
-from maml_l2l.config import Algorithm, load_experiment, with_overrides
+from maml_l2l.config import Algorithm, Experiment, load_experiment, with_overrides
 from maml_l2l.experiments import worth_compiling
 from maml_l2l.experiments.evaluation import on_this_machine
-from maml_l2l.experiments.worth_compiling import evaluation_compiles
+from maml_l2l.experiments.worth_compiling import evaluation_compiles, training_precision
 from tests.test_training import TINY
 
 CONV4 = {"name": "conv4", "ways": 3, "channels": 1, "filters": 4, "downsample": "stride"}
@@ -112,6 +112,33 @@ def test_an_evaluation_compiles_where_it_is_known_to_pay(trained, settings, devi
     alone = dataclasses.replace(trained, config=trained.config | {"algorithm": algorithm})
     asked = experiment.run.compile is True
     assert evaluation_compiles(alone, experiment, (1, 28, 28), torch.device(device)) is asked
+
+
+@pytest.mark.parametrize(
+    "settings, device, expected",
+    [
+        ({}, "cpu", "bfloat16"),
+        ({"model": {"downsample": "max_pool"}, "algorithm": {"gradient": "first"}}, "cpu", "bfloat16"),
+        ({"train": {"iterations": 499}}, "cpu", "float32"),  # too short to compile
+        ({"algorithm": {"engine": "loop"}}, "cpu", "float32"),
+        ({"algorithm": {"gradient": "finite_difference"}}, "cpu", "float32"),
+        ({"model": {"name": "mlp"}}, "cpu", "float32"),
+        ({}, "cuda", "float32"),
+        ({"run": {"precision": "tf32"}}, "cpu", "tf32"),
+    ],
+)
+def test_a_training_rounds_products_where_it_is_known_to_do_no_harm(settings, device, expected, monkeypatch):
+    run = {"precision": "auto"} | settings.pop("run", {})
+    experiment = Experiment(**{"train": {"iterations": 500}, "run": run} | settings)
+    for processor, precision in ((True, expected), (False, "float32" if expected == "bfloat16" else expected)):
+        monkeypatch.setattr(worth_compiling, "multiplies_bfloat16", lambda processor=processor: processor)
+        assert training_precision(experiment, torch.device(device)) == precision
+
+
+def test_a_training_says_which_precision_it_takes(glyphs_root, tmp_path, caplog):
+    settings = ["train.iterations=1", "train.meta_batch=2", "run.precision=auto", f"data.root={glyphs_root}"]
+    maml_l2l.train(load_experiment(None, [*TINY, *settings]), tmp_path / "run")
+    assert "run.precision: auto takes float32" in caplog.text  # so short a training is not compiled
 
 
 def test_an_evaluation_in_compiled_pieces_gives_the_same_figures_and_says_what_it_does(trained, monkeypatch, caplog):

@@ -159,8 +159,10 @@ class Run(Section):
         description="compile the vectorized engine: true, false, or `auto`: trainings of 500 meta-iterations or more, "
         "and long evaluations",
     )
-    precision: Literal["float32", "tf32", "bfloat16"] = Field(
-        "float32", description="round what is multiplied to `tf32` (GPUs) or `bfloat16` (convolutions; for some CPUs)"
+    precision: Literal["float32", "tf32", "bfloat16", "auto"] = Field(
+        "float32",
+        description="round what is multiplied to `tf32` (GPUs) or `bfloat16` (convolutions; for some CPUs); `auto`: to "
+        "`bfloat16` where it was measured to be as good, see docs/engines.md",
     )
     tensorboard: bool = Field(False, description="write TensorBoard event files (`pip install tensorboard`)")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import random
 from collections.abc import Iterator
@@ -20,12 +21,14 @@ from maml_l2l.data.labelled_images import LabelledImages
 from maml_l2l.data.splits import ClassSplit
 from maml_l2l.experiments.averaging import WeightAverage
 from maml_l2l.experiments.evaluation import evaluate_learner
-from maml_l2l.experiments.worth_compiling import training_compiles
+from maml_l2l.experiments.worth_compiling import training_compiles, training_precision
 from maml_l2l.system import distributed
 from maml_l2l.system.device import drawing_workers, seeded
 from maml_l2l.system.errors import UserError
 from maml_l2l.tasks.batch import TaskBatch
 from maml_l2l.tasks.stream import task_stream
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ class MetaTrainer:
             task_stream(experiment, images, split, "test")  # refuses what could not be evaluated, now and not then
         channels, image_size = images.pixels.shape[1], images.pixels.shape[-1]
         self.backbone = backbone_arguments(experiment.model, experiment.task.ways, channels, image_size)
-        compile_, precision = training_compiles(experiment, device), experiment.run.precision
+        compile_, precision = training_compiles(experiment, device), training_precision(experiment, device)
+        if experiment.run.precision == "auto" and distributed.rank() == 0:
+            _log.info(f"run.precision: auto takes {precision}")
         with seeded(experiment.run.seed, device):
             self.learner = build_learner(experiment.algorithm, self.backbone, compile_, precision, device).to(device)
         self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=experiment.train.meta_lr)

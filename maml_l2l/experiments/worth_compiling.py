@@ -1,4 +1,4 @@
-"""Where compiling the vectorized engine takes less time than it saves."""
+"""Where compiling the vectorized engine takes less time than it saves, and where rounding does."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from maml_l2l.backbones import build_backbone
 from maml_l2l.checkpoints.checkpoint import Checkpoint
 from maml_l2l.config import Experiment
 from maml_l2l.system import distributed
+from maml_l2l.system.device import multiplies_bfloat16
 
 _META_ITERATIONS = 500  # compiling takes the time of some hundred
 # Floating-point operations. Two cores need two or three minutes for so many, and half of that compiled; compiling takes
@@ -23,6 +24,17 @@ def training_compiles(experiment: Experiment, device: torch.device) -> bool:
     if experiment.run.compile != "auto":
         return experiment.run.compile
     return device.type != "mps" and experiment.train.iterations >= _META_ITERATIONS
+
+
+def training_precision(experiment: Experiment, device: torch.device) -> str:
+    """How a training rounds what it multiplies: what `run.precision` says, or `auto` finds."""
+    wanted, algorithm = experiment.run.precision, experiment.algorithm
+    if wanted != "auto":
+        return wanted
+    exact = algorithm.engine != "loop" and algorithm.gradient != "finite_difference"  # which are float64's
+    compiled_conv4 = experiment.model.name == "conv4" and training_compiles(experiment, device)
+    fits = device.type == "cpu" and exact and compiled_conv4 and multiplies_bfloat16()
+    return "bfloat16" if fits else "float32"
 
 
 def evaluation_compiles(
