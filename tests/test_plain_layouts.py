@@ -6,8 +6,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from maml_l2l.algorithms.plain_layouts import PlainLayouts
 
-BMM = torch.ops.aten.bmm.default
-
 
 def numbers(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))

@@ -31,9 +31,9 @@ def training_precision(experiment: Experiment, device: torch.device) -> str:
     wanted, algorithm = experiment.run.precision, experiment.algorithm
     if wanted != "auto":
         return wanted
-    exact = algorithm.engine != "loop" and algorithm.gradient != "finite_difference"  # which are float64's
+    rounds = algorithm.engine != "loop" and algorithm.gradient != "finite_difference"  # which works in float64
     compiled_conv4 = experiment.model.name == "conv4" and training_compiles(experiment, device)
-    fits = device.type == "cpu" and exact and compiled_conv4 and multiplies_bfloat16()
+    fits = device.type == "cpu" and rounds and compiled_conv4 and multiplies_bfloat16()
     return "bfloat16" if fits else "float32"
 
 
