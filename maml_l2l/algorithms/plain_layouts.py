@@ -13,8 +13,8 @@ _SWAP = [0, 2, 1]
 class PlainLayouts(CustomGraphPass):
     """Takes a product (A B)^T of which nothing else is used as B^T A^T.
 
-    Reverse over reverse differentiation gives such products, and code that reads them across the rows takes two to three
-    times as long.
+    Reverse over reverse differentiation gives such products, and code that reads them across the rows takes two to
+    three times as long.
     """
 
     def __call__(self, graph: torch.fx.Graph) -> None:
